@@ -1,0 +1,1 @@
+"""What a model is: configuration, text, features, decoding and metrics; numpy, no training framework."""

@@ -1,0 +1,89 @@
+"""What users get, in the shapes of the HTTP contract; `to_json` gives plain dictionaries and lists."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from models.ranking import Ranked
+
+
+@dataclass(frozen=True, slots=True)
+class Alternative:
+    """Another label and its confidence."""
+
+    label: str
+    confidence: float
+
+
+@dataclass(frozen=True, slots=True)
+class Intent:
+    """The label with the highest confidence; `in_scope` is False for the label `oos`."""
+
+    label: str
+    confidence: float
+    in_scope: bool
+    alternatives: tuple[Alternative, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Entity:
+    """A span of the user's own text: `text == query[start:end]`, in characters."""
+
+    type: str
+    text: str
+    start: int
+    end: int
+    confidence: float
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """What one model read out of a text; None where it does not answer that question."""
+
+    intent: Intent | None = None
+    entities: tuple[Entity, ...] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Understanding:
+    """The answer of POST /v1/understand for one query; `models` maps family to NAME/VERSION."""
+
+    query: str
+    intent: Intent | None
+    entities: tuple[Entity, ...]
+    models: dict[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class Phase:
+    """One pass over the candidates: how many came in and went on, and how long it took (milliseconds)."""
+
+    model: str
+    n_in: int
+    n_out: int
+    ms: float
+
+
+@dataclass(frozen=True, slots=True)
+class Ranking:
+    """The answer of POST /v1/rank; `reason` says why where `degraded`."""
+
+    ranking: tuple[Ranked, ...]
+    models: tuple[str, ...]
+    phases: tuple[Phase, ...]
+    degraded: bool = False
+    reason: str | None = None
+    explanations: dict[str, dict[str, float]] = field(default_factory=dict)
+
+
+def to_json(answer: Understanding | Ranking) -> dict[str, Any]:
+    """Give an answer as the HTTP contract writes it."""
+    fields = asdict(answer)
+    if isinstance(answer, Ranking):
+        fields["phases"] = [{"model": p.model, "in": p.n_in, "out": p.n_out, "ms": p.ms} for p in answer.phases]
+        if answer.reason is None:
+            del fields["reason"]
+        if not answer.explanations:
+            del fields["explanations"]
+    return fields

@@ -1,0 +1,69 @@
+"""From single requests to one batch of tensors and back, the same way offline, in the gateway and on Triton.
+
+Two layouts exist. `rows`: every request is one row, its one-dimensional arrays padded to the longest of the batch.
+`concat`: every request is a block of rows (a candidate list), blocks are stacked under each other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from models.manifest import Signature
+
+Arrays = Mapping[str, NDArray[np.generic]]
+
+
+@dataclass(frozen=True, slots=True)
+class Word:
+    """A word of the user's text: `text[start:end]`."""
+
+    text: str
+    start: int
+    end: int
+
+
+@dataclass(frozen=True, slots=True)
+class Encoded:
+    """One request as the model reads it.
+
+    arrays: input name -> [length] under `rows`, [documents, features] under `concat`.
+    words, first_pieces: where each word of the text begins among the tokens (tagging only).
+    """
+
+    arrays: Arrays
+    words: tuple[Word, ...] = ()
+    first_pieces: tuple[int, ...] = ()
+
+    @property
+    def length(self) -> int:
+        """Tokens of a text, documents of a list: what the request costs."""
+        return max((array.shape[0] for array in self.arrays.values()), default=0)
+
+
+def collate(requests: Sequence[Encoded], signature: Signature) -> dict[str, NDArray[np.generic]]:
+    """Join requests into one batch: input name -> [batch, longest] under `rows`, [sum of documents, ...] under `concat`."""
+    if signature.layout == "concat":
+        return {
+            spec.name: np.concatenate([request.arrays[spec.name] for request in requests]) for spec in signature.inputs
+        }
+    batch: dict[str, NDArray[np.generic]] = {}
+    for spec in signature.inputs:
+        rows = [request.arrays[spec.name] for request in requests]
+        padded = np.full((len(rows), max(row.shape[0] for row in rows)), spec.pad, dtype=spec.dtype)
+        for index, row in enumerate(rows):
+            padded[index, : row.shape[0]] = row
+        batch[spec.name] = padded
+    return batch
+
+
+def split(outputs: Arrays, requests: Sequence[Encoded], signature: Signature) -> list[dict[str, NDArray[np.generic]]]:
+    """Undo `collate` on a batch's outputs: one mapping a request, in the order given."""
+    if signature.layout == "rows":
+        return [{name: array[index] for name, array in outputs.items()} for index in range(len(requests))]
+    ends = np.cumsum([request.length for request in requests])[:-1]
+    pieces = {name: np.split(array, ends) for name, array in outputs.items()}
+    return [{name: blocks[index] for name, blocks in pieces.items()} for index in range(len(requests))]

@@ -1,0 +1,116 @@
+"""`manifest.json`: what a trained model says of itself, and all that is needed to ask it."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+FORMAT = 1
+OOS_LABEL = "oos"
+
+FamilyName = Literal["intent", "tagging", "ranking"]
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class TensorSpec(_Part):
+    """One tensor: numpy's name of its type, its shape (-1: varies) and, for an input under `rows`, the padding value."""
+
+    name: str
+    dtype: Literal["int64", "float32"]
+    shape: tuple[int, ...]
+    pad: int = 0
+
+
+class Signature(_Part):
+    """Tensors in and out of `model.onnx`, and how requests join into a batch (see `models.batch`)."""
+
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    layout: Literal["rows", "concat"]
+
+
+class SubwordText(_Part):
+    """Text read through `tokenizer.json`; a text beyond `max_tokens` is refused, never cut."""
+
+    kind: Literal["subword"] = "subword"
+    max_tokens: int
+
+
+class NgramText(_Part):
+    """Text read as hashed n-grams of characters and words (`models.text.ngram_ids`)."""
+
+    kind: Literal["ngrams"] = "ngrams"
+    char_ngrams: tuple[int, int]
+    word_ngrams: tuple[int, int]
+    n_buckets: int
+
+
+TextSettings = Annotated[SubwordText | NgramText, Field(discriminator="kind")]
+
+
+class PairFeatures(_Part):
+    """Features computed from (query text, candidate text) by `models.features`, before those the caller sends.
+
+    `features.json` beside the manifest holds the corpus statistics; `encoder.onnx` and `tokenizer.json` embed text.
+    """
+
+    max_tokens: int
+
+
+class Calibration(_Part):
+    """How logits become confidences: softmax(logits / temperature)."""
+
+    temperature: float = 1.0
+
+
+class EncoderOrigin(_Part):
+    """Which pretrained weights were used: what was asked for, where it was found, sha256 of the weights."""
+
+    requested: str
+    source: Literal["directory", "cache", "package", "hub"]
+    sha256: str
+
+
+class Contents(_Part):
+    """What a family's training knows of its model; the rest of the manifest is added when the bundle is sealed.
+
+    labels: intent labels, in the order of `intent_logits`. tags: BIO tags, in the order of `tag_logits`.
+    features: columns of the `features` input, in order; the first ones come from `pair_features` where that is set.
+    """
+
+    family: FamilyName
+    signature: Signature
+    labels: tuple[str, ...] | None = None
+    tags: tuple[str, ...] | None = None
+    features: tuple[str, ...] | None = None
+    text: TextSettings | None = None
+    pair_features: PairFeatures | None = None
+    calibration: Calibration = Calibration()
+    encoder: EncoderOrigin | None = None
+
+
+class SplitDigest(_Part):
+    """One split's origin: file name, rows, sha256 of what was read."""
+
+    file: str
+    rows: int
+    sha256: str
+
+
+class Manifest(Contents):
+    """All of `manifest.json`; `files` maps every other file of the bundle to its sha256."""
+
+    format: int
+    name: str
+    created: datetime
+    config: dict[str, Any]
+    config_sha256: str
+    data: dict[str, SplitDigest]
+    code_version: str
+    tolerance: float
+    files: dict[str, str]

@@ -1,0 +1,29 @@
+"""From a bundle's directory to the model that encodes requests and decodes outputs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from models.features import PairFeaturizer
+from models.intent import IntentModel
+from models.manifest import Contents, NgramText
+from models.ranking import RankingModel
+from models.tagging import TaggingModel
+from models.text import NgramEncoder, SubwordEncoder
+
+TOKENIZER = "tokenizer.json"
+
+Model = IntentModel | TaggingModel | RankingModel
+
+
+def open_model(directory: Path, contents: Contents) -> Model:
+    """Open the model that `contents` describes; `directory` holds its tokenizer or feature statistics."""
+    if contents.family == "ranking":
+        featurizer = None if contents.pair_features is None else PairFeaturizer.load(directory, contents.pair_features)
+        return RankingModel(contents, featurizer)
+    if isinstance(contents.text, NgramText):
+        return IntentModel(contents, NgramEncoder(contents.text))
+    if contents.text is None:
+        raise ValueError(f"a model of the family {contents.family} must have text settings")
+    encoder = SubwordEncoder(directory / TOKENIZER, contents.text.max_tokens)
+    return TaggingModel(contents, encoder) if contents.family == "tagging" else IntentModel(contents, encoder)

@@ -1,0 +1,81 @@
+"""Ranking: candidates by column in, an ordered list out; the same code offline and in the gateway."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from models.batch import Arrays, Encoded
+from models.errors import InputError
+from models.features import PairFeaturizer
+from models.manifest import Contents
+
+
+@dataclass(frozen=True, slots=True)
+class RankRequest:
+    """One query and its D candidates, by column.
+
+    features: name -> [D] float32, missing as NaN. query_features: name -> value, the same for every candidate.
+    """
+
+    ids: tuple[str, ...]
+    text: str = ""
+    texts: tuple[str, ...] | None = None
+    features: Mapping[str, NDArray[np.float32]] = field(default_factory=dict)
+    query_features: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Ranked:
+    """A candidate in its place; `rank` counts from 1."""
+
+    id: str
+    score: float
+    rank: int
+
+
+class RankingModel:
+    """Turns a request into the matrix that `model.onnx` scores, and scores into an order."""
+
+    def __init__(self, contents: Contents, featurizer: PairFeaturizer | None = None) -> None:
+        self._names = contents.features or ()
+        self._columns = {name: column for column, name in enumerate(self._names)}
+        self._featurizer = featurizer
+
+    def encode(self, request: RankRequest) -> Encoded:
+        """Build features [D, F] float32, NaN where missing; InputError for a name the model does not know."""
+        matrix_DF = np.full((len(request.ids), len(self._names)), np.nan, dtype=np.float32)
+        for name, value in request.query_features.items():
+            matrix_DF[:, self._column(name)] = value
+        for name, column_D in request.features.items():
+            matrix_DF[:, self._column(name)] = column_D
+        if self._featurizer is not None:
+            if request.texts is None:
+                raise InputError("every candidate must have a text for this model, got none", field="candidates.texts")
+            pairs_DF = self._featurizer.transform(request.text, request.texts)
+            matrix_DF[:, : pairs_DF.shape[1]] = pairs_DF
+        return Encoded({"features": matrix_DF})
+
+    def decode(self, request: RankRequest, encoded: Encoded, outputs: Arrays) -> tuple[Ranked, ...]:
+        """Order candidates by falling score; equal scores keep the order they came in."""
+        scores_D = np.asarray(outputs["score"], dtype=np.float64).reshape(-1)
+        order = np.argsort(-scores_D, kind="stable")
+        return tuple(Ranked(request.ids[i], float(scores_D[i]), rank) for rank, i in enumerate(order.tolist(), start=1))
+
+    def _column(self, name: str) -> int:
+        try:
+            column = self._columns[name]
+        except KeyError:
+            raise InputError(
+                f"a feature must be one of the model's ({', '.join(self._names[:8])}{', …' if len(self._names) > 8 else ''}), "
+                f"got {name!r}; leave it out or correct its name",
+                field=f"features.{name}",
+            ) from None
+        if self._featurizer is not None and column < self._featurizer.n_features:
+            raise InputError(
+                f"{name!r} is computed from the texts, it cannot be sent; leave it out", field=f"features.{name}"
+            )
+        return column

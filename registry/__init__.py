@@ -1,0 +1,1 @@
+"""Bundles, MLflow, gates and promotion: how a trained model gets its role."""

@@ -1,0 +1,42 @@
+"""What a runtime must do; `tests/conformance/test_runtime.py` runs against every implementation."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from models.batch import Arrays
+from registry.bundle import Bundle
+
+
+@dataclass(frozen=True, slots=True)
+class ServedModel:
+    """A verified bundle under the name and version that answers are signed with (`shop-query/3`)."""
+
+    name: str
+    version: str
+    bundle: Bundle
+
+    @property
+    def ref(self) -> str:
+        """`NAME/VERSION`."""
+        return f"{self.name}/{self.version}"
+
+
+class Runtime(Protocol):
+    """Runs batches of loaded models. Errors are `models.errors`: UnavailableError when the runtime is not there."""
+
+    n_workers: int
+    """How many batches it works on at once; more would only wait inside it."""
+
+    async def load(self, model: ServedModel) -> None:
+        """Make `model` ready to run and prove it on the bundle's golden rows; ParityError where they differ."""
+
+    async def infer(self, model: ServedModel, inputs: Arrays, *, timeout_s: float) -> dict[str, NDArray[np.generic]]:
+        """Run one collated batch; DeadlineError after `timeout_s` seconds."""
+
+    async def close(self) -> None:
+        """Release everything; nothing may be called afterwards."""

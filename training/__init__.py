@@ -1,0 +1,1 @@
+"""Makes models: reads data, fits, exports, quantizes, evaluates, and hands a sealed bundle to the registry."""

@@ -1,0 +1,154 @@
+"""What the readers give: the rows of one split as columns, and the three splits of a data directory."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Generic, Protocol, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from models.ranking import RankRequest
+
+Request = str | RankRequest
+
+
+class Rows(Protocol):
+    """One split of any family."""
+
+    file: str
+    sha256: str
+
+    def __len__(self) -> int:
+        """Number of examples: texts, or queries with their lists."""
+
+    def requests(self) -> Sequence[Request]:
+        """What a user would have sent, an example each."""
+
+    def take(self, indices: NDArray[np.int64]) -> Rows:
+        """The examples at `indices`, in that order."""
+
+
+R = TypeVar("R", bound=Rows)
+
+
+@dataclass(frozen=True)
+class Splits(Generic[R]):
+    """A data directory: `test` is None where it has no such file; `notes` says what a reader counted or held out."""
+
+    train: R
+    valid: R
+    test: R | None
+    notes: tuple[str, ...] = ()
+
+    def named(self) -> dict[str, R]:
+        """Split name -> rows, for the splits that exist."""
+        return {
+            name: rows
+            for name, rows in (("train", self.train), ("valid", self.valid), ("test", self.test))
+            if rows is not None
+        }
+
+
+@dataclass(frozen=True)
+class IntentRows:
+    """Texts [N] and their labels [N]."""
+
+    texts: tuple[str, ...]
+    labels: tuple[str, ...]
+    file: str = ""
+    sha256: str = ""
+
+    def __len__(self) -> int:
+        return len(self.texts)
+
+    def requests(self) -> Sequence[str]:
+        """The texts."""
+        return self.texts
+
+    def take(self, indices: NDArray[np.int64]) -> IntentRows:
+        """The rows at `indices`."""
+        return IntentRows(
+            tuple(self.texts[i] for i in indices), tuple(self.labels[i] for i in indices), self.file, self.sha256
+        )
+
+
+@dataclass(frozen=True)
+class TaggingRows:
+    """Tokens and BIO tags, [N] tuples of equal length; labels [N] makes the rows joint with intent."""
+
+    tokens: tuple[tuple[str, ...], ...]
+    tags: tuple[tuple[str, ...], ...]
+    labels: tuple[str, ...] | None = None
+    file: str = ""
+    sha256: str = ""
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+    def requests(self) -> Sequence[str]:
+        """The tokens joined by one space: the text a user would have typed."""
+        return [" ".join(tokens) for tokens in self.tokens]
+
+    def take(self, indices: NDArray[np.int64]) -> TaggingRows:
+        """The rows at `indices`."""
+        labels = None if self.labels is None else tuple(self.labels[i] for i in indices)
+        return TaggingRows(
+            tuple(self.tokens[i] for i in indices), tuple(self.tags[i] for i in indices), labels, self.file, self.sha256
+        )
+
+
+@dataclass(frozen=True)
+class RankingRows:
+    """Q candidate lists; relevance labels are integers from 0.
+
+    query_ids [Q]; `lists` [Q] requests as a gateway would get them; `labels` [Q] arrays [documents of the list].
+    """
+
+    query_ids: tuple[str, ...]
+    lists: tuple[RankRequest, ...]
+    labels: tuple[NDArray[np.float32], ...]
+    feature_names: tuple[str, ...] = ()
+    """Numeric features that the rows carry, in order."""
+    file: str = ""
+    sha256: str = ""
+
+    def __len__(self) -> int:
+        return len(self.lists)
+
+    def requests(self) -> Sequence[RankRequest]:
+        """The lists."""
+        return self.lists
+
+    def take(self, indices: NDArray[np.int64]) -> RankingRows:
+        """The queries at `indices`."""
+        return RankingRows(
+            tuple(self.query_ids[i] for i in indices),
+            tuple(self.lists[i] for i in indices),
+            tuple(self.labels[i] for i in indices),
+            self.feature_names,
+            self.file,
+            self.sha256,
+        )
+
+
+@dataclass
+class Problems:
+    """Bad rows of one file, gathered so that the first few and their number can be said at once."""
+
+    file: str
+    found: list[str] = field(default_factory=list)
+    total: int = 0
+
+    def add(self, line: int, rule: str) -> None:
+        """Note that `line` (from 1) breaks `rule`."""
+        self.total += 1
+        if len(self.found) < 3:
+            self.found.append(f"line {line}: {rule}")
+
+
+def example_id(text: str) -> bytes:
+    """16 bytes that name an example by its content, so that two models' answers to it can be paired."""
+    return hashlib.sha256(text.encode()).digest()[:16]

@@ -1,0 +1,54 @@
+"""What the line asks of a family's `fit`, and what it lends to it."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from models.batch import Arrays, Encoded
+from models.manifest import Contents
+
+
+class Recorder(Protocol):
+    """Where a training says how it goes; `registry.tracking` and the terminal both listen."""
+
+    def metrics(self, values: Mapping[str, float], step: int) -> None:
+        """Log values of a step (an epoch, or a tree)."""
+
+    def progress(self, stage: str, done: int, total: int) -> None:
+        """`done` of `total` steps of `stage` are finished."""
+
+    def say(self, sentence: str) -> None:
+        """One line for the person who waits."""
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """Where an unfinished training keeps its state, and whether to go on from what is there.
+
+    `fingerprint` names configuration and data: a checkpoint of another fingerprint is never continued.
+    """
+
+    directory: Path
+    fingerprint: str
+    resume: bool = False
+
+    def clear(self) -> None:
+        """Forget the state: the training is over, or begins anew."""
+        shutil.rmtree(self.directory, ignore_errors=True)
+
+
+class Fitted(Protocol):
+    """A trained model, still in its own library."""
+
+    def write(self, directory: Path) -> Contents:
+        """Write `model.onnx` and every file its model reads (`tokenizer.json`, `features.json`, ...)."""
+
+    def outputs(self, requests: Sequence[Encoded]) -> list[Arrays]:
+        """The source library's own outputs for each request, named and shaped as the ONNX outputs after `split`."""
+
+    def parameters(self) -> Mapping[str, float | int | str]:
+        """What the fit itself decided, to be logged: best iteration or epoch, number of n-grams, ..."""
