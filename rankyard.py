@@ -1,0 +1,265 @@
+"""The command line: parse, call one function a command, print, exit. Imports each package on use, so that help is quick."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from models.errors import InputError, RankyardError, WorkspaceError
+
+if TYPE_CHECKING:
+    from registry.tracking import Tracking
+    from registry.workspace import Workspace
+
+VERSION = "0.1.0"
+FAMILIES = ("intent", "tagging", "ranking")
+REF_HELP = "NAME@alias, NAME/VERSION, or a bundle's directory"
+
+Answer = dict[str, Any]
+"""What a command prints as JSON; its key `text`, not printed there, is what a person reads."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit status (0 done, 1 the work says no, 2 the call was wrong)."""
+    options = _parser().parse_args(arguments)
+    try:
+        return _print(options, options.run(options))
+    except RankyardError as error:
+        return _refuse(error)
+    except ModuleNotFoundError as error:
+        return _refuse(_missing_package(error))
+    except KeyboardInterrupt:
+        print(f"rankyard: stopped by Ctrl-C{options.after_interrupt}", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+
+
+def _print(options: argparse.Namespace, answer: Answer) -> int:
+    text = answer.pop("text", "")
+    if options.json:
+        print(json.dumps(answer))
+    elif text:
+        print(text)
+    return 1 if answer.get("decision") == "refused" else 0
+
+
+def _refuse(error: RankyardError) -> int:
+    print(f"rankyard: {error.message}", file=sys.stderr)
+    return error.exit_status
+
+
+def _missing_package(error: ModuleNotFoundError) -> RankyardError:
+    return InputError(
+        f"this command needs the package {error.name}, which is not installed; "
+        "pip install 'rankyard[serve]' to serve, 'rankyard[train]' to train and promote, 'rankyard[triton]' to run Triton"
+    )
+
+
+def _workspace(options: argparse.Namespace) -> Workspace:
+    from registry.workspace import Workspace
+
+    return Workspace(Path(options.workspace).absolute())
+
+
+def _tracking(options: argparse.Namespace) -> Tracking:
+    from registry.tracking import Tracking
+
+    return Tracking(_workspace(options).open(), os.environ.get("MLFLOW_TRACKING_URI"))
+
+
+def _demo(options: argparse.Namespace) -> Answer:
+    from training.demo import run, write_data
+
+    if options.data_only:
+        return write_data(Path(options.data_only))
+    return run(_workspace(options).open(), _call)
+
+
+def _call(arguments: Sequence[str]) -> tuple[int, Answer]:
+    """Run a command as `main` does, giving its exit status and answer; what the demo is made of."""
+    options = _parser().parse_args(arguments)
+    answer = options.run(options)
+    return 1 if answer.get("decision") == "refused" else 0, answer
+
+
+def _train(options: argparse.Namespace) -> Answer:
+    from models.config import read
+    from training import line
+    from training.config import parse
+    from training.terminal import terminal
+
+    config = parse(read(options.config, options.set), options.task)
+    order = line.Order(config, Path(options.data), options.name or options.task, resume=options.resume)
+    with terminal() as screen:
+        trained = line.run(order, _tracking(options), screen)
+    return {
+        "name": trained.name,
+        "version": trained.version,
+        "run_id": trained.run_id,
+        "bundle": str(trained.bundle.path),
+        "metrics": trained.metrics,
+        "seconds": round(trained.seconds, 2),
+        "text": trained.summary(),
+    }
+
+
+def _evaluate(options: argparse.Namespace) -> Answer:
+    from training.line import evaluate_file
+
+    bundle = _tracking(options).resolve(options.ref)
+    evaluated = evaluate_file(bundle, Path(options.data))
+    lines = [
+        f"  {name:<20} {value:.4f}  [{evaluated.intervals[name][0]:.4f}, {evaluated.intervals[name][1]:.4f}]"
+        for name, value in evaluated.metrics.items()
+    ]
+    return {
+        "ref": options.ref,
+        "n": evaluated.n,
+        "metrics": evaluated.metrics,
+        "intervals": evaluated.intervals,
+        "text": "\n".join([f"{options.ref} on {evaluated.n} examples of {options.data}", *lines]),
+    }
+
+
+def _models(options: argparse.Namespace) -> Answer:
+    models = _tracking(options).models(options.name)
+    lines = []
+    for model in models:
+        roles = {version: alias for alias, version in model["aliases"].items()}
+        lines.append(model["name"])
+        for version in model["versions"]:
+            metrics = ", ".join(f"{name} {value:.4f}" for name, value in version["metrics"].items())
+            lines.append(f"  {version['version']:>3}  {version['created'][:19]}  {roles.get(version['version'], ''):<10} {metrics}")
+    return {"models": models, "text": "\n".join(lines) or "no models yet; make one with `rankyard train`"}
+
+
+def _promote(options: argparse.Namespace) -> Answer:
+    from models.config import read, validate
+    from registry.gates import GatesConfig
+    from registry.promotion import promote
+
+    gates = validate(GatesConfig, read(options.gates))
+    decision = promote(
+        _tracking(options), options.name, options.version, to=options.to, gates=gates, dry_run=options.dry_run
+    )
+    return _decision(asdict(decision))
+
+
+def _rollback(options: argparse.Namespace) -> Answer:
+    from registry.promotion import rollback
+
+    return _decision(asdict(rollback(_tracking(options), options.name)))
+
+
+def _decision(answer: Answer) -> Answer:
+    lines = [
+        f"  {'passed' if gate['passed'] else 'FAILED':<7} {gate['name']:<16} {gate['detail']}" for gate in answer["gates"]
+    ]
+    return {**answer, "text": "\n".join([f"{answer['name']}/{answer['version']} {answer['decision']}", *lines])}
+
+
+def _ui(options: argparse.Namespace) -> Answer:
+    tracking = _tracking(options)
+    print(f"MLflow UI of {tracking.uri} on http://{options.host}:{options.port}, Ctrl-C ends it", file=sys.stderr)
+    os.execv(sys.executable, [sys.executable, "-m", *tracking.ui_command(options.host, options.port)])
+
+
+COMMON = argparse.ArgumentParser(add_help=False)
+COMMON.add_argument(
+    "--workspace",
+    metavar="DIR",
+    default=os.environ.get("RANKYARD_WORKSPACE", ".rankyard"),
+    help="holds everything that a run writes (default: $RANKYARD_WORKSPACE or .rankyard)",
+)
+COMMON.add_argument("--json", action="store_true", help="print one JSON object on standard output")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="rankyard",
+        description="The models behind a shop's search, from raw files to served, gated, reversible answers.",
+        epilog="Exit status: 0 done, 1 the work says no (a gate refused, parity failed), 2 the call was wrong.",
+    )
+    parser.add_argument("--version", action="version", version=f"rankyard {VERSION}")
+    commands = parser.add_subparsers(metavar="COMMAND", required=True)
+
+    def command(
+        name: str, run: Callable[[argparse.Namespace], Answer], summary: str, *, after_interrupt: str = ""
+    ) -> argparse.ArgumentParser:
+        added = commands.add_parser(name, help=summary, description=summary, parents=[COMMON])
+        added.set_defaults(run=run, after_interrupt=after_interrupt)
+        return added
+
+    demo = command("demo", _demo, "run the whole line on the built-in demo shop")
+    demo.add_argument("--data-only", metavar="DIR", help="write the demo shop's files to DIR and stop")
+
+    train = command(
+        "train",
+        _train,
+        "train, export, quantize, evaluate and register a model",
+        after_interrupt="; the same command with --resume goes on from the last checkpoint",
+    )
+    train.add_argument("task", choices=FAMILIES)
+    train.add_argument("--config", required=True, metavar="FILE", help="a YAML file, or the name of a shipped one")
+    train.add_argument("--data", required=True, metavar="DIR", help="holds train, valid and test files")
+    train.add_argument("--name", help="the registered model's name (default: the task)")
+    train.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override a key, e.g. training.epochs=3")
+    train.add_argument("--resume", action="store_true", help="go on from the checkpoint of a training that was stopped")
+
+    evaluate = command("evaluate", _evaluate, "measure a model on a labelled file")
+    evaluate.add_argument("ref", metavar="REF", help=REF_HELP)
+    evaluate.add_argument("--data", required=True, metavar="FILE")
+
+    predict = command("predict", _predict, "answer texts or ranking requests as the gateway would, one JSON object a line")
+    predict.add_argument("ref", metavar="REF", help=REF_HELP)
+    predict.add_argument("texts", nargs="*", metavar="TEXT")
+    predict.add_argument("--file", metavar="FILE", help="a text a line; for ranking a /v1/rank request a line")
+
+    models = command("models", _models, "list models with their versions, roles and metrics")
+    models.add_argument("name", nargs="?")
+
+    check = command("check", _check, "check data before training, or a workspace")
+    check.add_argument("what", choices=("data", "workspace"))
+    check.add_argument("--data", metavar="DIR", help="for `check data`: holds train, valid and test files")
+
+    promote = command("promote", _promote, "run the gates and, where all pass, move an alias")
+    promote.add_argument("name")
+    promote.add_argument("--version", help="the version to promote (default: the newest)")
+    promote.add_argument("--to", default="champion", help="the alias to move (default: champion)")
+    promote.add_argument("--gates", default="gates", metavar="FILE", help="a YAML file, or the name of a shipped one")
+    promote.add_argument("--dry-run", action="store_true", help="run the gates, change nothing")
+
+    rollback = command("rollback", _rollback, "make the previous champion the champion again")
+    rollback.add_argument("name")
+
+    deploy = command("deploy", _deploy, "write champions into a Triton model repository, and load them")
+    deploy.add_argument("names", nargs="+", metavar="NAME")
+    deploy.add_argument("--repository", required=True, metavar="DIR")
+    deploy.add_argument("--triton-url", metavar="URL", help="HTTP address of a running server to load them into")
+
+    triton = command("triton", _triton, "run a local Triton server, without a container")
+    triton.add_argument("what", choices=("up", "down", "status"))
+    triton.add_argument("--repository", metavar="DIR", help="the model repository (default: the workspace's)")
+
+    serve = command("serve", _serve, "start the gateway")
+    serve.add_argument("--config", default="gateway", metavar="FILE", help="a YAML file, or the name of a shipped one")
+    serve.add_argument("--runtime", choices=("onnx", "triton"), help="where models run (default: the configuration's)")
+    serve.add_argument("--host", default="127.0.0.1")
+    serve.add_argument("--port", type=int, default=8080, help="0: any free one")
+
+    ui = command("ui", _ui, "open the MLflow UI on the workspace")
+    ui.add_argument("--host", default="127.0.0.1")
+    ui.add_argument("--port", type=int, default=5000)
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())
