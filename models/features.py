@@ -1,0 +1,124 @@
+"""Features of (query, title), computed by the same function in training and in the gateway."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import threading
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from models.embedding import SentenceEncoder
+from models.errors import BundleError
+from models.lexical import LEXICAL_NAMES, Corpus, Reading, lexical_features, read
+from models.manifest import PairFeatures
+
+STATISTICS = "features.json"
+ENCODER = "encoder.onnx"
+TOKENIZER = "tokenizer.json"
+
+
+@dataclass(frozen=True, slots=True)
+class _Text:
+    reading: Reading
+    vector: NDArray[np.float32] | None
+
+
+class PairFeaturizer:
+    """Lexical and embedding features of a query and its candidates' titles.
+
+    A title beyond `max_tokens` is cut for the embedding only; every word of it counts in the lexical features.
+    A pair's features depend on nothing but the pair: not on the other titles of the list. What is computed of a
+    text is kept for the `n_cached` texts used last (about 3 kB each), so a catalogue's titles cost once.
+    `transform` may be called from several threads at once.
+    """
+
+    names: tuple[str, ...] = ("cosine", *LEXICAL_NAMES)
+    n_features = len(names)
+
+    def __init__(self, directory: Path, corpus: Corpus, encoder: SentenceEncoder, *, n_cached: int = 50_000) -> None:
+        self._directory = directory
+        self._corpus = corpus
+        self._encoder = encoder
+        self._n_cached = n_cached
+        self._cache: OrderedDict[str, _Text] = OrderedDict()
+        self._lock = threading.Lock()
+
+    @classmethod
+    def load(cls, directory: Path, settings: PairFeatures, *, n_threads: int = 1) -> PairFeaturizer:
+        """Open what `save` wrote; BundleError where a file cannot be read.
+
+        n_threads: cores one embedding may use (0: all).
+        """
+        encoder = SentenceEncoder(directory / ENCODER, directory / TOKENIZER, settings.max_tokens, n_threads=n_threads)
+        return cls(directory, _read_corpus(directory / STATISTICS), encoder)
+
+    def save(self, directory: Path) -> None:
+        """Write `features.json`, `encoder.onnx` and `tokenizer.json`."""
+        for name in (STATISTICS, ENCODER, TOKENIZER):
+            shutil.copyfile(self._directory / name, directory / name)
+
+    def transform(self, query: str, titles: Sequence[str]) -> NDArray[np.float32]:
+        """Features [D, n_features] of `query` and each of D `titles`, NaN where undefined (a text without words)."""
+        asked, texts = self._text(query), [self._text(title) for title in titles]
+        features_DF = np.empty((len(texts), self.n_features), dtype=np.float32)
+        features_DF[:, 0] = _cosines(asked, texts)
+        features_DF[:, 1:] = lexical_features(asked.reading, [text.reading for text in texts], self._corpus)
+        return features_DF
+
+    def _text(self, text: str) -> _Text:
+        with self._lock:
+            known = self._cache.get(text)
+            if known is not None:
+                self._cache.move_to_end(text)
+                return known
+        # Outside the lock: two threads may embed the same text, and come to the same vector.
+        new = _Text(read(text), self._encoder.embed(text) if text.strip() else None)
+        with self._lock:
+            self._cache[text] = new
+            while len(self._cache) > self._n_cached:
+                self._cache.popitem(last=False)
+        return new
+
+
+def write_corpus(path: Path, corpus: Corpus) -> None:
+    """Write the statistics as parallel lists."""
+    path.write_text(
+        json.dumps(
+            {
+                "n_titles": corpus.n_titles,
+                "mean_words": corpus.mean_words,
+                "terms": list(corpus.counts),
+                "counts": list(corpus.counts.values()),
+            },
+            ensure_ascii=False,
+            separators=(",", ":"),
+        ),
+        encoding="utf-8",
+    )
+
+
+def _read_corpus(path: Path) -> Corpus:
+    try:
+        stored = json.loads(path.read_text(encoding="utf-8"))
+        counts = dict(zip(stored["terms"], stored["counts"], strict=True))
+        return Corpus(int(stored["n_titles"]), float(stored["mean_words"]), counts)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise BundleError(f"{path} must hold a featurizer's statistics, got: {error!r}; train again") from error
+
+
+def _cosines(query: _Text, titles: Sequence[_Text]) -> NDArray[np.float32]:
+    cosines_D = np.full(len(titles), np.nan, dtype=np.float32)
+    if query.vector is None:
+        return cosines_D
+    known = [place for place, title in enumerate(titles) if title.vector is not None]
+    if known:
+        vectors_DE = np.stack([vector_E for title in titles if (vector_E := title.vector) is not None])
+        # A sum a row, in one fixed order: a matrix product's rounding depends on how many rows it has.
+        cosines_D[known] = (vectors_DE * query.vector).sum(axis=1)
+    return cosines_D
