@@ -1,0 +1,1 @@
+"""The PyTorch modules; only training imports them, everything that serves runs their ONNX exports."""
