@@ -1,20 +1,25 @@
 """Tiny real bundles for everyone's tests: handmade ONNX graphs of a few kB, sealed as training seals them."""
 
+import hashlib
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
-from models.text import ngram_ids
 from onnx import TensorProto, helper, numpy_helper
 
-from models.manifest import FORMAT, Contents, Manifest, NgramText, Signature, SplitDigest, TensorSpec
+from models.bootstrap import interval
+from models.manifest import FORMAT, Contents, FamilyName, Manifest, NgramText, Signature, SplitDigest, TensorSpec
+from models.metrics import MAIN_METRIC, Ratio
 from models.model import open_model
 from models.ranking import RankRequest
 from models.session import OnnxSession
+from models.text import ngram_ids
 from registry import bundle, golden
 from registry.bundle import MODEL, MODEL_INT8, Bundle
+from registry.evaluation import Latency, Parity, Quality, Quantization, Report, Variant
+from registry.predictions import Predictions
 
 LABELS = ("product_search", "order_status", "oos")
 PHRASES = {
@@ -32,10 +37,11 @@ def tiny_bundle(directory: Path, family: str = "intent", **changes: Any) -> Bund
 
     intent: n-grams, the labels of PHRASES. ranking: score = popularity - price / 100, missing counts 0; equal scores
     are easy to make. Changes: `weights` (intent [n_buckets, labels], ranking [features]), `int8=True` (a second
-    variant), and any field of the manifest (`name`, `labels`, `features`, `tolerance`, ...).
+    variant), `quality` (a field of `measured`, such as `{"share_right": 0.5}`), and any field of the manifest (`name`,
+    `labels`, `features`, `tolerance`, ...).
     """
     contents = _intent(changes) if family == "intent" else _ranking(changes)
-    weights, int8 = changes.pop("weights", None), changes.pop("int8", False)
+    weights, int8, quality = changes.pop("weights", None), changes.pop("int8", False), changes.pop("quality", {})
     with bundle.draft(directory) as draft:
         graph = _intent_graph if family == "intent" else _ranking_graph
         onnx.save(graph(contents, weights, int8=False), draft / MODEL)
@@ -46,6 +52,9 @@ def tiny_bundle(directory: Path, family: str = "intent", **changes: Any) -> Bund
         model = open_model(draft, contents)
         rows = [(request, model.encode(request)) for request in requests(contents)]
         golden.write(draft, contents.signature, rows, runs)
+        report, predictions = measured(contents.family, int8=int8, **quality)
+        report.save(draft)
+        predictions.save(draft)
         facts = {
             "format": FORMAT,
             "name": f"tiny-{family}",
@@ -58,6 +67,49 @@ def tiny_bundle(directory: Path, family: str = "intent", **changes: Any) -> Bund
             "files": {},
         }
         return bundle.seal(draft, Manifest(**{**contents.model_dump(), **facts, **changes}), directory)
+
+
+def measured(
+    family: FamilyName,
+    *,
+    share_right: float = 0.9,
+    n_examples: int = 200,
+    examples: str = "example",
+    metric: str | None = None,
+    latency_ms: float = 0.5,
+    difference: float = 1e-6,
+    n_changed: int = 0,
+    int8: bool = False,
+    int8_loss: float = 0.001,
+    size_bytes: int = 4000,
+) -> tuple[Report, Predictions]:
+    """What evaluation would have found: `share_right` of the examples right, evenly spread, in two slices."""
+    metric = metric or MAIN_METRIC[family]
+    right_N = (np.arange(n_examples) * 37 % 100 < round(100 * share_right)).astype(np.float64)
+    ratio = Ratio(right_N, np.ones(n_examples))
+    early_N = np.arange(n_examples) < n_examples // 2
+    ids = tuple(hashlib.sha256(f"{examples} {i}".encode()).digest()[:16] for i in range(n_examples))
+    predictions = Predictions(ids, {metric: ratio}, {"part=early": early_N, "part=late": ~early_N})
+    quality = Quality(n=n_examples, metrics={metric: ratio.value}, intervals={metric: interval(ratio)})
+    duration = Latency(
+        n_calls=100,
+        total_p50_ms=latency_ms,
+        total_p95_ms=2 * latency_ms,
+        model_p50_ms=latency_ms / 2,
+        model_p95_ms=latency_ms,
+    )
+    call = "list_10" if family == "ranking" else "batch_1"
+    variant = Variant(quality={"valid": quality, "test": quality}, latency={call: duration}, size_bytes=size_bytes)
+    parity = Parity(largest_difference=difference, n_changed_decisions=n_changed, n_examples=n_examples)
+    report = Report(
+        family=family,
+        main_metric=metric,
+        served_variant="int8" if int8 else "float32",
+        variants={"float32": variant, "int8": variant} if int8 else {"float32": variant},
+        parity=parity,
+        quantization=Quantization(loss=int8_loss, max_loss=0.003, kept=True, parity=parity) if int8 else None,
+    )
+    return report, predictions
 
 
 def requests(contents: Contents) -> list[str | RankRequest]:
@@ -114,7 +166,8 @@ def _intent_graph(contents: Contents, weights: np.ndarray | None, *, int8: bool)
             for phrase in PHRASES.get(label, (label,)):
                 ids, counts = ngram_ids(phrase, text)
                 weights[ids, column] += counts / 7
-    stored, nodes = _weights(weights, int8=int8)
+    # Row n_buckets is what a text without n-grams is read as: it knows nothing.
+    stored, nodes = _weights(np.pad(weights, ((0, 1), (0, 0))), int8=int8)
     nodes += [
         helper.make_node("Gather", ["weights", "ngram_ids"], ["picked_NLC"]),
         helper.make_node("Unsqueeze", ["ngram_counts", "last"], ["counts_NL1"]),
