@@ -1,0 +1,70 @@
+"""The rules that texts, labels and tags must keep whatever file they come from, and labels that train never saw.
+
+A check gives the rule that is broken and the value that breaks it, or None.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Mapping, Sequence
+
+
+def text_problem(name: str, text: object) -> str | None:
+    """Check a text or a label: a string with something to see, in whole Unicode characters."""
+    if not isinstance(text, str):
+        return f"{name} must be text, got {text!r}"
+    if not text.strip():
+        return f"{name} must not be blank, got {text!r}"
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        return f"{name} must be whole Unicode characters, got a lone surrogate at position {error.start}"
+    return None
+
+
+def tagging_problem(tokens: object, tags: object) -> str | None:
+    """Check a tagged sentence: tokens without whitespace, as many tags, and `I-x` only after `B-x` or `I-x`."""
+    if not isinstance(tokens, list) or not isinstance(tags, list):
+        return f"tokens and tags must be lists, got {type(tokens).__name__} and {type(tags).__name__}"
+    if not tokens:
+        return "tokens must hold at least one token, got none"
+    for token in tokens:
+        if problem := text_problem("a token", token):
+            return problem
+        if token.split() != [token]:
+            return f"a token must not hold whitespace, got {token!r}"
+    if len(tokens) != len(tags):
+        return f"tokens and tags must be equally many, got {len(tokens)} tokens and {len(tags)} tags"
+    return _bio_problem(tags)
+
+
+def unknown_note(what: str, train: Iterable[str], split: Mapping[str, Iterable[str]]) -> tuple[str, ...]:
+    """Count, for each file of `split`, the values that train does not have; one sentence a file that has any.
+
+    what: singular noun of a value ("label", "tag"). split: file name -> one value a row.
+    """
+    known = set(train)
+    notes = []
+    for file, values in split.items():
+        unknown = [value for value in values if value not in known]
+        if unknown:
+            notes.append(
+                f"{len(unknown)} rows of {file} have a {what} that train does not have ({_some(set(unknown))}): "
+                "they count as errors"
+            )
+    return tuple(notes)
+
+
+def _bio_problem(tags: Sequence[object]) -> str | None:
+    before = "O"
+    for number, tag in enumerate(tags, start=1):
+        if not isinstance(tag, str) or not (tag == "O" or (tag[:2] in {"B-", "I-"} and tag[2:].strip())):
+            return f"a tag must be O, B-TYPE or I-TYPE, got {tag!r} as tag {number}"
+        if tag.startswith("I-") and before not in {tag, f"B-{tag[2:]}"}:
+            return f"{tag} must follow B-{tag[2:]} or {tag}, tag {number} follows {before}"
+        before = tag
+    return None
+
+
+def _some(values: Collection[str]) -> str:
+    first = sorted(values)[:3]
+    return ", ".join(first) + (f" and {len(values) - len(first)} more" if len(values) > len(first) else "")
