@@ -30,6 +30,12 @@ class TransformerNetwork(nn.Module):
         self.tag_head = nn.Linear(n_hidden, n_tags) if n_tags else None
         self._reads_token_types = "token_type_ids" in inspect.signature(encoder.forward).parameters
 
+    @property
+    def output_names(self) -> tuple[str, ...]:
+        """Names of the answers, in the order that `forward` gives them."""
+        heads = {"intent_logits": self.intent_head, "tag_logits": self.tag_head}
+        return tuple(name for name, head in heads.items() if head is not None)
+
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> dict[str, Tensor]:
         """Logits of a batch, int64 [B, T] both: `intent_logits` [B, C] and `tag_logits` [B, T, K], those it has."""
         return self.answer(self.states(input_ids, attention_mask), attention_mask)

@@ -1,0 +1,223 @@
+"""From a PyTorch network to `model.onnx`: one graph for any batch and length, with the encoder's attention fused.
+
+torch's exporter writes attention as some twenty small operators, in a form that ONNX Runtime's fusions do not know.
+Where the encoder's self-attention is BERT's, it is therefore exported as ONNX Runtime's own Attention operator
+(`com.microsoft`), packed query, key and value in one product. MiniLM-L6, one thread, INT8: 1.6 instead of 1.9 ms for one
+text of 12 tokens, 51 instead of 62 ms for eight of 64. Every other encoder is exported as it is.
+"""
+
+from __future__ import annotations
+
+import copy
+import logging
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import torch
+from onnxruntime.transformers.fusion_options import FusionOptions
+from onnxruntime.transformers.optimizer import optimize_model
+from torch import Tensor, nn
+
+from models.errors import RankyardError
+from models.networks.transformer import TransformerNetwork
+from models.session import OnnxSession
+
+OPSET = 18
+
+_TOLERANCE = 1e-4
+
+
+def network_to_onnx(network: TransformerNetwork, path: Path) -> None:
+    """Write `network` as ONNX: `input_ids` and `attention_mask` int64 [batch, length] in, its logits float32 out.
+
+    The fastest of three graphs that answers as the network does is written: attention and layer norms fused, layer
+    norms fused, as torch exports it. RankyardError where not even the last one does.
+    """
+    network = copy.deepcopy(network).eval()
+    probes = _probes(network)
+    for exported in (_FusedAttention.of(network), _Plain(network)):
+        if exported is None:
+            continue
+        graph = _export(exported, probes[0], list(network.output_names))
+        for candidate in (_fuse(graph, network), graph):
+            onnx.save_model(candidate, str(path))
+            if _agrees(network, path, probes):
+                return
+    raise RankyardError(
+        f"the ONNX export of {type(network.encoder).__name__} must answer as PyTorch does to {_TOLERANCE}, it does not; "
+        "choose another model.encoder"
+    )
+
+
+class _Plain(nn.Module):
+    """The network with its outputs as a tuple, as the exporter wants them."""
+
+    def __init__(self, network: TransformerNetwork) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> tuple[Tensor, ...]:
+        return tuple(self.network(input_ids, attention_mask).values())
+
+
+class _Mask:
+    """The batch's mask [B, T] int32, lent to every layer: the encoder itself builds a larger one that goes unused."""
+
+    value: Tensor
+
+
+class _Attention(nn.Module):
+    """ONNX Runtime's Attention in place of a BERT self-attention; it can be exported, not run."""
+
+    def __init__(self, attention: Any, mask: _Mask) -> None:
+        super().__init__()
+        layers = (attention.query, attention.key, attention.value)
+        self.weight = nn.Parameter(torch.cat([layer.weight for layer in layers]).T.contiguous())
+        self.bias = nn.Parameter(torch.cat([layer.bias for layer in layers]))
+        self.n_heads = int(attention.num_attention_heads)
+        self._mask = mask
+
+    def forward(self, hidden_states: Tensor, *_: object, **__: object) -> tuple[Tensor, None]:
+        states_BTH = torch.onnx.ops.symbolic(
+            "com.microsoft::Attention",
+            (hidden_states, self.weight, self.bias, self._mask.value),
+            {"num_heads": self.n_heads},
+            dtype=hidden_states.dtype,
+            shape=hidden_states.shape,
+            version=1,
+        )
+        return states_BTH, None
+
+
+class _FusedAttention(nn.Module):
+    """The network with every self-attention of its encoder replaced by `_Attention`."""
+
+    def __init__(self, network: TransformerNetwork, mask: _Mask) -> None:
+        super().__init__()
+        self.network = network
+        self._mask = mask
+
+    @classmethod
+    def of(cls, network: TransformerNetwork) -> _FusedAttention | None:
+        """Give the network in this form, or None where its encoder is not one of BERT's layers."""
+        network = copy.deepcopy(network)
+        mask = _Mask()
+        found = [
+            (parent, name, child)
+            for parent in network.encoder.modules()
+            for name, child in parent.named_children()
+            if _is_bert_attention(child)
+        ]
+        if len(found) != getattr(network.encoder.config, "num_hidden_layers", -1):
+            return None
+        for parent, name, child in found:
+            setattr(parent, name, _Attention(child, mask))
+        return cls(network, mask)
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> tuple[Tensor, ...]:
+        self._mask.value = attention_mask.to(torch.int32)
+        return tuple(self.network.answer(self.network.states(input_ids, None), attention_mask).values())
+
+
+def _is_bert_attention(module: nn.Module) -> bool:
+    """Plain scaled dot-product attention as BERT, RoBERTa and ELECTRA have it: three projections, dropout, no more."""
+    children = dict(module.named_children())
+    projections = [children.pop(name, None) for name in ("query", "key", "value")]
+    children.pop("dropout", None)
+    return (
+        not children
+        and hasattr(module, "num_attention_heads")
+        and not getattr(module, "is_decoder", False)
+        and all(isinstance(layer, nn.Linear) and layer.bias is not None for layer in projections)
+    )
+
+
+def _export(exported: nn.Module, probe: tuple[Tensor, Tensor], output_names: list[str]) -> onnx.ModelProto:
+    sizes = {0: torch.export.Dim("batch"), 1: torch.export.Dim("length")}
+    with _quiet(), torch.no_grad():
+        program = torch.onnx.export(
+            exported.eval(),
+            probe,
+            dynamo=True,
+            opset_version=OPSET,
+            input_names=["input_ids", "attention_mask"],
+            output_names=output_names,
+            dynamic_shapes=(sizes, sizes),
+            verbose=False,
+        )
+    if program is None:
+        raise AssertionError("torch.onnx.export gives a program when no file is named")
+    graph: onnx.ModelProto = program.model_proto
+    return graph
+
+
+def _fuse(graph: onnx.ModelProto, network: TransformerNetwork) -> onnx.ModelProto:
+    """Fuse layer norms and activations with what is added before them."""
+    config = network.encoder.config
+    options = FusionOptions("bert")
+    options.enable_attention = False
+    with _quiet():
+        fused = optimize_model(
+            copy.deepcopy(graph),
+            model_type="bert",
+            num_heads=int(config.num_attention_heads),  # type: ignore[union-attr, arg-type]
+            hidden_size=int(config.hidden_size),  # type: ignore[union-attr, arg-type]
+            opt_level=0,
+            optimization_options=options,
+        )
+    model: onnx.ModelProto = fused.model
+    return model
+
+
+def _probes(network: TransformerNetwork) -> list[tuple[Tensor, Tensor]]:
+    """Batches of random tokens with padding: of the shape that is traced, and of two others."""
+    generator = torch.Generator().manual_seed(0)
+    n_tokens = int(network.encoder.config.vocab_size)  # type: ignore[union-attr, arg-type]
+    probes = []
+    for shape in ((3, 7), (1, 2), (5, 16)):
+        input_ids = torch.randint(0, n_tokens, shape, generator=generator)
+        attention_mask = torch.ones_like(input_ids)
+        attention_mask[1:, shape[1] - 2 :] = 0
+        probes.append((input_ids, attention_mask))
+    return probes
+
+
+def _agrees(network: TransformerNetwork, path: Path, probes: list[tuple[Tensor, Tensor]]) -> bool:
+    """Compare the file with the network; a padded position has no meaning and is left out."""
+    session = OnnxSession(path)
+    for input_ids, attention_mask in probes:
+        with torch.inference_mode():
+            expected = network(input_ids, attention_mask)
+        found = session.run({"input_ids": input_ids.numpy(), "attention_mask": attention_mask.numpy()})
+        is_real_BT = attention_mask.numpy().astype(bool)
+        for name, tensor in expected.items():
+            ours, theirs = tensor.numpy(), found[name]
+            if ours.shape != theirs.shape:
+                return False
+            if ours.ndim == is_real_BT.ndim + 1:
+                ours, theirs = ours[is_real_BT], theirs[is_real_BT]
+            if not np.allclose(ours, theirs, rtol=_TOLERANCE, atol=_TOLERANCE):
+                return False
+    return True
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Leave out what the exporter and the optimizer say to their own developers."""
+    loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "onnx_ir", "onnxruntime")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", category=FutureWarning, message=r"`isinstance\(treespec, LeafSpec\)`")
+            warnings.filterwarnings("ignore", category=UserWarning, message="# The axis name: .* will not be used")
+            yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
