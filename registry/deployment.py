@@ -76,7 +76,7 @@ def publish(deployment: Path, name: str, aliases: Mapping[str, Published]) -> Po
     return pointer
 
 
-def pointers(deployment: Path) -> list[Pointer]:
+def names(deployment: Path) -> list[Pointer]:
     """Every pointer, by name; none where nothing was published."""
     return [_read(file) for file in sorted((deployment / "aliases").glob("*.json"))]
 
@@ -85,7 +85,7 @@ def pointer(deployment: Path, name: str) -> Pointer:
     """One name's pointer; NotFoundError names those that exist."""
     file = _file(deployment, name)
     if not file.is_file():
-        known = [found.name for found in pointers(deployment)]
+        known = [found.name for found in names(deployment)]
         raise NotFoundError(
             f"a model must be published to be served, {deployment} has {', '.join(known) or 'none'}, got {name!r}; "
             f"run `rankyard promote {name}`"
