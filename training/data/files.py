@@ -118,7 +118,7 @@ def read_splits(
     groups, strata: what `hold_out` needs of the training rows.
     """
     paths = find_splits(directory, tuple(readers))
-    rows = {split: readers[_ending(path, readers)](path) for split, path in paths.items()}
+    rows = {split: read_file(path, readers) for split, path in paths.items()}
     train = rows["train"]
     if "valid" in rows:
         return Splits(train, rows["valid"], rows.get("test"))
@@ -129,6 +129,15 @@ def read_splits(
         f"no valid file: {len(held)} of the {len(train)} examples of {train.file} are held out as valid (seed {seed})"
     )
     return Splits(cast("R", train.take(kept)), cast("R", train.take(held)), rows.get("test"), (note,))
+
+
+def read_file(path: Path, readers: Mapping[str, Callable[[Path], R]]) -> R:
+    """Read one file by the reader of its ending; DataError where there is none for it."""
+    name = path.name.removesuffix(".gz")
+    for ending, reader in readers.items():
+        if name.endswith(ending):
+            return reader(path)
+    raise DataError(f"a data file must end in {' or '.join(readers)} (or that with .gz), got {path.name}")
 
 
 def hold_out(
@@ -155,8 +164,3 @@ def hold_out(
     chosen = set(order[start::HELD_OUT_EVERY])
     is_held = np.array([group in chosen for group in groups], dtype=np.bool_)
     return np.flatnonzero(~is_held), np.flatnonzero(is_held)
-
-
-def _ending(path: Path, endings: Mapping[str, object]) -> str:
-    name = path.name.removesuffix(".gz")
-    return next(ending for ending in endings if name.endswith(ending))

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
 
+from models.errors import DataError
+
 
 def text_problem(name: str, text: object) -> str | None:
     """Check a text or a label: a string with something to see, in whole Unicode characters."""
@@ -35,6 +37,14 @@ def tagging_problem(tokens: object, tags: object) -> str | None:
     if len(tokens) != len(tags):
         return f"tokens and tags must be equally many, got {len(tokens)} tokens and {len(tags)} tags"
     return _bio_problem(tags)
+
+
+def known_labels(labels: Iterable[str], file: str) -> tuple[str, ...]:
+    """Give the different labels of train in alphabetical order; DataError where there is only one."""
+    known = tuple(sorted(set(labels)))
+    if len(known) < 2:
+        raise DataError(f"{file} must have rows of at least two labels, all of them are {known[0]!r}")
+    return known
 
 
 def unknown_note(what: str, train: Iterable[str], split: Mapping[str, Iterable[str]]) -> tuple[str, ...]:
