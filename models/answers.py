@@ -74,7 +74,7 @@ class Ranking:
     phases: tuple[Phase, ...]
     degraded: bool = False
     reason: str | None = None
-    explanations: dict[str, dict[str, float]] = field(default_factory=dict)
+    explanations: dict[str, dict[str, float | None]] = field(default_factory=dict)
 
 
 def to_json(answer: Understanding | Ranking) -> dict[str, Any]:

@@ -1,0 +1,1 @@
+"""HTTP in, answers out: requests are checked, batched across callers, run, decoded."""

@@ -1,0 +1,106 @@
+"""`gateway.yaml`: what is served, where it runs, and the limits that protect it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from models.config import Config
+
+Count = Annotated[int, Field(ge=1)]
+Milliseconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+
+
+class ModelsConfig(Config):
+    """Which model answers what, as NAME@alias, NAME/VERSION or a bundle's directory.
+
+    Left out, it is the champion of the only name of that family in the deployment directory.
+    """
+
+    intent: str | None = None
+    tagging: str | None = None
+    ranking: str | None = None
+
+
+class PhaseConfig(Config):
+    """One pass over the candidates.
+
+    model: its reference. keep: how many candidates go on, or into the answer where it is the last phase (None: all).
+    budget_ms: how long it may take before it is skipped (None: the request's deadline).
+    """
+
+    model: str
+    keep: Count | None = None
+    budget_ms: Milliseconds | None = None
+
+
+class RuntimeConfig(Config):
+    """Where models run.
+
+    kind: `onnx` in this process, `triton` on a Triton server. n_workers: batches at once (None: one a core).
+    variant: `float32` or `int8` (None: each bundle's own choice). triton_url: the server's gRPC address.
+    """
+
+    kind: Literal["onnx", "triton"] = "onnx"
+    n_workers: Count | None = None
+    variant: Literal["float32", "int8"] | None = None
+    triton_url: str = "127.0.0.1:8001"
+
+
+class BatchConfig(Config):
+    """How requests of several callers join.
+
+    max_batch_size: requests in a batch. max_batch_rows: candidates in a batch of ranking requests; a longer list goes
+    alone. max_padding: share of a batch's cells that may be padding.
+    """
+
+    max_batch_size: Count = 8
+    max_batch_rows: Count = 512
+    max_padding: float = Field(default=0.5, ge=0, le=1)
+
+
+class LimitsConfig(Config):
+    """What a caller may send, and how much may wait.
+
+    max_body_bytes: a request's body (10,000 candidates of 40 features by column are about 4 MiB).
+    max_queries: queries in one request. max_query_chars, max_text_chars: length of a query and of a candidate's text.
+    max_candidates: candidates in one request. max_queue_length: requests that wait for one model.
+    """
+
+    max_body_bytes: Count = 4 * 1024 * 1024
+    max_queries: Count = 256
+    max_query_chars: Count = 1_000
+    max_text_chars: Count = 5_000
+    max_candidates: Count = 10_000
+    max_queue_length: Count = 1_024
+
+
+class GatewayConfig(Config):
+    """All of a gateway's configuration.
+
+    deployment: what promotions publish into (None: the workspace's). phases: ranking in several passes, instead of
+    `models.ranking`. deadline_ms: how long a request may take that does not say so itself (header `x-deadline-ms`);
+    max_deadline_ms: the most that it may ask for. drain_s: how long a stopping gateway finishes what it has begun.
+    """
+
+    deployment: Path | None = None
+    models: ModelsConfig = ModelsConfig()
+    phases: tuple[PhaseConfig, ...] = ()
+    runtime: RuntimeConfig = RuntimeConfig()
+    batch: BatchConfig = BatchConfig()
+    limits: LimitsConfig = LimitsConfig()
+    deadline_ms: Milliseconds = 1_000
+    max_deadline_ms: Milliseconds = 30_000
+    drain_s: float = Field(default=10, gt=0, allow_inf_nan=False)
+
+    @model_validator(mode="after")
+    def _agrees_with_itself(self) -> GatewayConfig:
+        if self.phases and self.models.ranking is not None:
+            raise ValueError("phases name the ranking models themselves; leave models.ranking out")
+        if self.phases and self.phases[0].budget_ms is not None:
+            raise ValueError("the first phase has no order to fall back to; leave its budget_ms out")
+        if self.deadline_ms > self.max_deadline_ms:
+            raise ValueError("deadline_ms must be at most max_deadline_ms")
+        return self

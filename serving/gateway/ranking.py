@@ -1,0 +1,191 @@
+"""Ranking in the gateway: which models answer it, and one phase after the other over the candidates."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import time
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+
+from models.answers import Phase, Ranking
+from models.batch import Encoded
+from models.errors import DeadlineError, NotFoundError, OverloadedError, RankyardError
+from models.ranking import Ranked, RankingModel, RankRequest
+from serving.gateway.batcher import Batcher
+from serving.gateway.config import LimitsConfig, PhaseConfig
+from serving.gateway.published import Published
+from serving.gateway.telemetry import Telemetry
+from serving.runtime.protocol import ServedModel
+
+
+def choose(
+    published: Published, ref: str | None, phases: Sequence[PhaseConfig]
+) -> list[tuple[ServedModel, PhaseConfig]]:
+    """The configured phases, else one phase with the model of `ref`, else with the only published champion."""
+    if phases:
+        return [
+            (published.expect(published.open(phase.model), "ranking", f"phases[{number}].model"), phase)
+            for number, phase in enumerate(phases)
+        ]
+    if ref is not None:
+        served: ServedModel | None = published.expect(published.open(ref), "ranking", "models.ranking")
+    else:
+        served = published.only_champion("ranking")
+    return [] if served is None else [(served, PhaseConfig(model=served.ref))]
+
+
+@dataclass(frozen=True, slots=True)
+class _Order:
+    """What a phase made of its candidates `ids`, with the matrix that its model read of them."""
+
+    ranked: tuple[Ranked, ...]
+    ids: tuple[str, ...]
+    encoded: Encoded
+
+
+class Rank:
+    """Runs a request through the phases. A later phase that fails or overruns is skipped, and the answer says so."""
+
+    def __init__(
+        self,
+        batcher: Batcher,
+        limits: LimitsConfig,
+        telemetry: Telemetry,
+        phases: Sequence[tuple[ServedModel, PhaseConfig]],
+        models: Mapping[str, RankingModel],
+        n_threads: int,
+    ) -> None:
+        self._batcher = batcher
+        self._telemetry = telemetry
+        self._phases = phases
+        self._models = models
+        self._names = {served.ref: served.bundle.manifest.features or () for served, _ in phases}
+        self._known = frozenset(name for names in self._names.values() for name in names)
+        self._encoders = Encoders(n_threads, limits.max_queue_length)
+
+    async def answer(self, request: RankRequest, *, top_k: int | None, explain: bool, deadline_s: float) -> Ranking:
+        """Rank candidates; InputError, NotFoundError, OverloadedError, DeadlineError, UnavailableError."""
+        if not self._phases:
+            raise NotFoundError("a ranking model must be served to rank candidates, there is none; promote one first")
+        if not request.ids:
+            return Ranking((), tuple(served.ref for served, _ in self._phases), ())
+        phases: list[Phase] = []
+        reasons: list[str] = []
+        ids: Sequence[str] = request.ids
+        order: _Order | None = None
+        for number, (served, config) in enumerate(self._phases):
+            started = time.perf_counter()
+            n_in = len(ids)
+            try:
+                order = await self._score(served, _subset(request, ids), _within(config, deadline_s))
+            except RankyardError as error:
+                if number == 0:
+                    raise
+                self._telemetry.degraded(served.ref)
+                reasons.append(f"{served.ref} was skipped: {error.message}")
+            else:
+                ids = [ranked.id for ranked in order.ranked]
+                ms = (time.perf_counter() - started) * 1e3
+                phases.append(Phase(served.ref, n_in, min(n_in, config.keep or n_in), round(ms, 3)))
+            ids = ids[: config.keep]
+        assert order is not None
+        ranking = order.ranked[: len(ids[:top_k])]
+        return Ranking(
+            ranking=ranking,
+            models=tuple(phase.model for phase in phases),
+            phases=tuple(phases),
+            degraded=bool(reasons),
+            reason="; ".join(reasons) or None,
+            explanations=self._explain(phases[-1].model, order, ranking) if explain else {},
+        )
+
+    def close(self) -> None:
+        """End the encoding threads."""
+        self._encoders.close()
+
+    async def _score(self, served: ServedModel, request: RankRequest, deadline_s: float) -> _Order:
+        model = self._models[served.ref]
+        asked = self._for_model(served.ref, request)
+        if served.bundle.manifest.pair_features is not None:
+            encoded = await self._encoders.encode(model, asked, deadline_s)
+        else:
+            encoded = model.encode(asked)
+        outputs = await self._batcher.submit(served, encoded, deadline_s)
+        return _Order(model.decode(asked, encoded, outputs), request.ids, encoded)
+
+    def _for_model(self, ref: str, request: RankRequest) -> RankRequest:
+        """Leave out the features that only other phases know; one that none knows is left for the model to refuse."""
+        others = self._known.difference(self._names[ref])
+        if not others:
+            return request
+        return replace(
+            request,
+            features={name: column for name, column in request.features.items() if name not in others},
+            query_features={name: value for name, value in request.query_features.items() if name not in others},
+        )
+
+    def _explain(self, ref: str, order: _Order, ranking: Sequence[Ranked]) -> dict[str, dict[str, float | None]]:
+        names = self._names[ref]
+        matrix_DF = order.encoded.arrays["features"]
+        rows = {identity: row for row, identity in enumerate(order.ids)}
+        return {
+            ranked.id: {
+                name: None if math.isnan(value) else value
+                for name, value in zip(names, matrix_DF[rows[ranked.id]].tolist(), strict=True)
+            }
+            for ranked in ranking
+        }
+
+
+class Encoders:
+    """Threads for features that are computed from texts: too slow for the event loop, too many for no limit."""
+
+    def __init__(self, n_threads: int, max_queue_length: int) -> None:
+        self._threads = ThreadPoolExecutor(n_threads, thread_name_prefix="encode")
+        self._max_queue_length = max_queue_length
+        self._n_waiting = 0
+
+    async def encode(self, model: RankingModel, request: RankRequest, deadline_s: float) -> Encoded:
+        """Encode on a free thread; DeadlineError at the deadline, OverloadedError where too many wait."""
+        if self._n_waiting >= self._max_queue_length:
+            raise OverloadedError(
+                f"at most {self._max_queue_length} requests may wait for their features, as many do; come back in 1 s",
+                retry_after_s=1.0,
+            )
+        self._n_waiting += 1
+        try:
+            async with asyncio.timeout(deadline_s - time.monotonic()):
+                return await asyncio.get_running_loop().run_in_executor(self._threads, model.encode, request)
+        except TimeoutError as error:
+            raise DeadlineError(
+                f"features of {len(request.ids)} candidates must be computed before the deadline, they were not; "
+                "allow more time with x-deadline-ms, or send fewer"
+            ) from error
+        finally:
+            self._n_waiting -= 1
+
+    def close(self) -> None:
+        """Let what runs end, drop the rest."""
+        self._threads.shutdown(wait=True, cancel_futures=True)
+
+
+def _within(config: PhaseConfig, deadline_s: float) -> float:
+    if config.budget_ms is None:
+        return deadline_s
+    return min(deadline_s, time.monotonic() + config.budget_ms / 1e3)
+
+
+def _subset(request: RankRequest, ids: Sequence[str]) -> RankRequest:
+    """The request with these candidates alone, in this order."""
+    if ids is request.ids:
+        return request
+    places = {identity: place for place, identity in enumerate(request.ids)}
+    rows = [places[identity] for identity in ids]
+    return replace(
+        request,
+        ids=tuple(ids),
+        texts=None if request.texts is None else tuple(request.texts[row] for row in rows),
+        features={name: column[rows] for name, column in request.features.items()},
+    )

@@ -1,0 +1,191 @@
+"""The shapes of the HTTP contract: what requests and answers look like as JSON, and how bytes become one.
+
+OpenAPI is generated from these same structs.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Annotated, Any, TypeVar
+
+import msgspec
+from msgspec import UNSET, Meta, Struct, UnsetType
+
+from models.answers import Ranking
+from models.ranking import Ranked
+from serving.gateway.errors import MalformedError, invalid
+
+Number = float | None
+"""A feature's value; null is missing."""
+
+
+class UnderstandRequest(Struct, forbid_unknown_fields=True, frozen=True):
+    """One `query`, or several `queries` of which a bad one fails alone."""
+
+    query: str | None = None
+    queries: (
+        Annotated[list[Any], Meta(extra_json_schema={"items": {"type": "string"}, "examples": [["red nike shoes"]]})]
+        | None
+    ) = None
+
+
+class Query(Struct, forbid_unknown_fields=True, frozen=True):
+    """The query's text, and features that hold for every candidate."""
+
+    text: str = ""
+    features: dict[str, Number] = {}
+
+
+class Candidate(Struct, forbid_unknown_fields=True, frozen=True):
+    """One candidate; a feature that is null or absent is missing."""
+
+    id: str
+    text: str | None = None
+    features: dict[str, Number] = {}
+
+
+class Columns(Struct, forbid_unknown_fields=True, frozen=True):
+    """All candidates by column: every list is as long as `ids`."""
+
+    ids: list[str]
+    texts: list[str | None] | None = None
+    features: dict[str, list[Number]] = {}
+
+
+class RankRequest(Struct, forbid_unknown_fields=True, frozen=True):
+    """A query and its candidates, by row or by column.
+
+    top_k: how many to answer (null: all). explain: also answer what the model read of every candidate.
+    """
+
+    candidates: list[Candidate] | Columns
+    query: Query = Query()
+    top_k: Annotated[int, Meta(ge=1)] | None = None
+    explain: bool = False
+
+
+class ErrorBody(Struct, frozen=True):
+    """`field` is the path of the part at fault, null where there is none."""
+
+    code: str
+    message: str
+    field: str | None
+
+
+class ErrorAnswer(Struct, frozen=True):
+    """What every refusal looks like, whatever its status."""
+
+    error: ErrorBody
+
+
+class UnderstandAnswers(Struct, frozen=True):
+    """One answer a query, in order; an error stands in the place of the query that has one."""
+
+    # Any: a msgspec union may hold one object type alone, though only decoding would need to tell them apart.
+    results: Annotated[
+        list[Any],
+        Meta(
+            extra_json_schema={
+                "items": {
+                    "anyOf": [
+                        {"$ref": "#/components/schemas/Understanding"},
+                        {"$ref": "#/components/schemas/ErrorAnswer"},
+                    ]
+                }
+            }
+        ),
+    ]
+
+
+class PhaseAnswer(Struct, frozen=True, rename={"n_in": "in", "n_out": "out"}):
+    """One pass over the candidates: how many came in and went on, and its time in milliseconds."""
+
+    model: str
+    n_in: int
+    n_out: int
+    ms: float
+
+
+class RankAnswer(Struct, frozen=True):
+    """Candidates in order. `degraded`: a later phase was skipped, `reason` says why.
+
+    explanations: candidate -> feature -> the value that the model read, null when missing.
+    """
+
+    ranking: tuple[Ranked, ...]
+    models: tuple[str, ...]
+    phases: list[PhaseAnswer]
+    degraded: bool
+    reason: str | UnsetType = UNSET
+    explanations: dict[str, dict[str, Number]] | UnsetType = UNSET
+
+
+class ModelAnswer(Struct, frozen=True):
+    """A served model: `ref` is NAME/VERSION, `answers` what it is asked for."""
+
+    ref: str
+    family: str
+    digest: str
+    variant: str
+    answers: tuple[str, ...]
+
+
+class ModelsAnswer(Struct, frozen=True):
+    """Every served model."""
+
+    models: list[ModelAnswer]
+
+
+class StatusAnswer(Struct, frozen=True):
+    """`ok`, `ready`."""
+
+    status: str
+
+
+S = TypeVar("S", bound=Struct)
+
+understand_decoder = msgspec.json.Decoder(UnderstandRequest)
+rank_decoder = msgspec.json.Decoder(RankRequest)
+encode = msgspec.json.Encoder().encode
+
+
+def decode(body: bytes, decoder: msgspec.json.Decoder[S]) -> S:
+    """Read a request; MalformedError for what is not JSON, InputError with the field's path for a wrong shape.
+
+    JSON has no NaN, but Python's own encoder writes it; here it is null: missing.
+    """
+    try:
+        return decoder.decode(body)
+    except msgspec.ValidationError as error:
+        raise invalid(error) from error
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        if b"NaN" in body:
+            return decode(_without_nan(body), decoder)
+        raise MalformedError(
+            f"a body must be JSON in UTF-8, got {len(body)} bytes with: {error}; correct it"
+        ) from error
+
+
+def rank_answer(answer: Ranking) -> RankAnswer:
+    """Give a ranking as the contract writes it, equal to `models.answers.to_json` at a tenth of its cost."""
+    return RankAnswer(
+        ranking=answer.ranking,
+        models=answer.models,
+        phases=[PhaseAnswer(phase.model, phase.n_in, phase.n_out, phase.ms) for phase in answer.phases],
+        degraded=answer.degraded,
+        reason=UNSET if answer.reason is None else answer.reason,
+        explanations=answer.explanations or UNSET,
+    )
+
+
+def _without_nan(body: bytes) -> bytes:
+    def constant(name: str) -> None:
+        if name != "NaN":
+            raise ValueError(f"{name} is not a number that JSON knows")
+
+    try:
+        return encode(json.loads(body, parse_constant=constant))
+    except (ValueError, RecursionError) as error:
+        raise MalformedError(
+            f"a body must be JSON in UTF-8, got {len(body)} bytes with: {error}; correct it"
+        ) from error
