@@ -65,7 +65,7 @@ def publish(deployment: Path, name: str, aliases: Mapping[str, Published]) -> Po
     if not aliases:
         raise NotFoundError(f"{name} must have an alias to be published, it has none; promote a version first")
     for published in aliases.values():
-        copy_bundle(published.bundle, deployment / "bundles")
+        place(deployment, published.bundle)
     leading = aliases.get("champion") or next(iter(aliases.values()))
     pointer = Pointer(
         name=check_name(name),
@@ -74,6 +74,11 @@ def publish(deployment: Path, name: str, aliases: Mapping[str, Published]) -> Po
     )
     _replace(_file(deployment, name), pointer.model_dump_json(indent=2) + "\n")
     return pointer
+
+
+def place(deployment: Path, bundle: Bundle) -> Bundle:
+    """Copy a bundle in without publishing it; the copy is verified."""
+    return copy_bundle(bundle, deployment / "bundles")
 
 
 def names(deployment: Path) -> list[Pointer]:
