@@ -59,8 +59,8 @@ PACKAGES = (
 def resolve(encoder: str) -> ResolvedEncoder:
     """Find the files of `encoder`: a directory, a hub id, or the name of an installed weights package.
 
-    The first place that has config.json, tokenizer.json and model.safetensors is used. ConfigError where none has, where
-    a directory lacks one of them, or where a package's files are not those of the model it stands for.
+    The first place that has config.json, tokenizer.json and model.safetensors is used. ConfigError where none has,
+    where a directory lacks one of them, or where a package's files are not those of the model it stands for.
     """
     if Path(encoder).is_dir():
         return _resolved(encoder, "directory", _complete(Path(encoder)))
@@ -97,7 +97,8 @@ def _complete(directory: Path) -> Path:
 def _cached(hub_id: str) -> Path | None:
     """Directory of a whole snapshot in the local cache; a cache that holds only some of the files counts as none."""
     files = [try_to_load_from_cache(hub_id, name) for name in FILES]
-    return Path(files[0]).parent if all(isinstance(file, str) for file in files) else None
+    present = [Path(file) for file in files if isinstance(file, str)]
+    return present[0].parent if len(present) == len(FILES) else None
 
 
 def _installed(package: WeightsPackage) -> Path | None:

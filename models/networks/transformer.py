@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoModel
+from transformers import AutoModel, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
 
@@ -21,11 +21,11 @@ class TransformerNetwork(nn.Module):
     n_tags: K, 0 for no tag head; it reads every token's state.
     """
 
-    def __init__(self, encoder: nn.Module, *, n_labels: int, n_tags: int, dropout: float) -> None:
+    def __init__(self, encoder: PreTrainedModel, *, n_labels: int, n_tags: int, dropout: float) -> None:
         super().__init__()
         self.encoder = encoder
         self.dropout = nn.Dropout(dropout)
-        n_hidden = int(encoder.config.hidden_size)  # type: ignore[union-attr, arg-type]
+        n_hidden = int(encoder.config.hidden_size)
         self.intent_head = nn.Linear(n_hidden, n_labels) if n_labels else None
         self.tag_head = nn.Linear(n_hidden, n_tags) if n_tags else None
         self._reads_token_types = "token_type_ids" in inspect.signature(encoder.forward).parameters
@@ -60,13 +60,13 @@ class TransformerNetwork(nn.Module):
         return outputs
 
 
-def load_encoder(directory: Path) -> nn.Module:
+def load_encoder(directory: Path) -> PreTrainedModel:
     """Load a pretrained encoder (config.json, model.safetensors) in float32, without the pooler that no head reads."""
     verbosity = transformers_logging.get_verbosity()
-    transformers_logging.set_verbosity_error()
-    transformers_logging.disable_progress_bar()
+    transformers_logging.set_verbosity_error()  # type: ignore[no-untyped-call]
+    transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     try:
-        encoder: nn.Module = AutoModel.from_pretrained(
+        encoder: PreTrainedModel = AutoModel.from_pretrained(
             directory, local_files_only=True, dtype=torch.float32, use_safetensors=True
         )
     finally:

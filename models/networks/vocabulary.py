@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
+from torch.nn import functional
 
 
 class UsedRows(nn.Module):
@@ -19,14 +19,13 @@ class UsedRows(nn.Module):
     A token outside `used_U` is an IndexError.
     """
 
-    place_V: Tensor
-
     def __init__(self, embedding: nn.Embedding, used_U: Tensor) -> None:
         super().__init__()
         n_used = len(used_U)
         place_V = torch.full((embedding.num_embeddings,), n_used, dtype=torch.int64)
         place_V[used_U] = torch.arange(n_used)
-        self.register_buffer("place_V", place_V, persistent=False)
+        self.place: Tensor
+        self.register_buffer("place", place_V, persistent=False)
         self.weight = nn.Parameter(embedding.weight.detach()[used_U].clone())
         # In tuples, the whole embedding is no submodule: its weights are neither trained nor saved.
         self._whole = (embedding,)
@@ -34,7 +33,7 @@ class UsedRows(nn.Module):
 
     def forward(self, input_ids: Tensor) -> Tensor:
         """Embed tokens [B, T] as [B, T, H]."""
-        return F.embedding(self.place_V[input_ids], self.weight)
+        return functional.embedding(self.place[input_ids], self.weight)
 
     @torch.no_grad()
     def restored(self) -> nn.Embedding:

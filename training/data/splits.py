@@ -18,8 +18,13 @@ Request = str | RankRequest
 class Rows(Protocol):
     """One split of any family."""
 
-    file: str
-    sha256: str
+    @property
+    def file(self) -> str:
+        """Name of the file that was read."""
+
+    @property
+    def sha256(self) -> str:
+        """Of the file's content."""
 
     def __len__(self) -> int:
         """Number of examples: texts, or queries with their lists."""

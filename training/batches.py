@@ -1,0 +1,49 @@
+"""Which texts go through a network together: batches of like length, so that little is spent on padding."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from models.batch import Encoded, collate
+from models.manifest import Signature
+
+_CHUNK_BATCHES = 50
+
+
+def shuffled_batches(encoded: Sequence[Encoded], batch_size: int, seed: tuple[int, int]) -> list[NDArray[np.int64]]:
+    """Give indices of examples for one epoch, in random batches of like length; all of them once.
+
+    Shuffles, sorts by length within chunks of 50 batches, then shuffles the batches. seed: of the training, and epoch.
+    """
+    generator = np.random.default_rng(seed)
+    lengths_N = np.array([request.length for request in encoded])
+    order_N = generator.permutation(len(encoded))
+    batches: list[NDArray[np.int64]] = []
+    for chunk in range(0, len(order_N), batch_size * _CHUNK_BATCHES):
+        members = order_N[chunk : chunk + batch_size * _CHUNK_BATCHES]
+        members = members[np.argsort(lengths_N[members], kind="stable")]
+        batches.extend(members[start : start + batch_size] for start in range(0, len(members), batch_size))
+    return [batches[index] for index in generator.permutation(len(batches))]
+
+
+def sorted_batches(encoded: Sequence[Encoded], n_tokens: int) -> Iterator[list[int]]:
+    """Give indices of all examples, shortest first, in batches of at most `n_tokens` tokens with padding."""
+    batch: list[int] = []
+    for index in sorted(range(len(encoded)), key=lambda index: encoded[index].length):
+        if batch and (len(batch) + 1) * encoded[index].length > n_tokens:
+            yield batch
+            batch = []
+        batch.append(index)
+    if batch:
+        yield batch
+
+
+def tensors(requests: Sequence[Encoded], signature: Signature) -> tuple[Tensor, Tensor]:
+    """Give `input_ids` and `attention_mask`, int64 [B, T], padded as the gateway pads them."""
+    arrays = collate(requests, signature)
+    return torch.from_numpy(arrays["input_ids"]), torch.from_numpy(arrays["attention_mask"])

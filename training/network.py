@@ -1,0 +1,176 @@
+"""Fine-tuned networks: from rows and a pretrained encoder to what the line exports, and the fit of an intent network.
+
+Shapes: C intent labels, K tags, T tokens.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from models.answers import Reading
+from models.batch import Arrays, Encoded
+from models.errors import DataError, InputError
+from models.intent import IntentModel
+from models.manifest import Contents, Signature, SubwordText, TensorSpec
+from models.metrics import intent_metrics
+from models.model import TOKENIZER
+from models.networks.transformer import TransformerNetwork, load_encoder
+from models.text import SubwordEncoder
+from registry.bundle import MODEL
+from training.config import IntentTransformerConfig, NetworkTraining, TransformerModel
+from training.data.splits import IntentRows, Splits, TaggingRows
+from training.encoder import CONFIG, resolve
+from training.export import network_to_onnx
+from training.fit import Checkpoint, Recorder
+from training.loop import Examples, Score, predict, train
+
+_ANY_LENGTH = 2**20
+
+
+@dataclass(frozen=True)
+class Draft:
+    """An untrained network and what its bundle will say of it."""
+
+    network: TransformerNetwork
+    contents: Contents
+    tokenizer_json: Path
+    reader: SubwordEncoder
+
+    def encode(self, splits: Splits[IntentRows] | Splits[TaggingRows], encode: Encode) -> dict[str, list[Encoded]]:
+        """Encode every split, before anything is trained; DataError names the file, how many rows, and the longest."""
+        return {name: self._encode(rows, encode) for name, rows in splits.named().items()}
+
+    def _encode(self, rows: IntentRows | TaggingRows, encode: Encode) -> list[Encoded]:
+        encoded: list[Encoded] = []
+        refused: list[str] = []
+        for text in rows.requests():
+            try:
+                encoded.append(encode(text))
+            except InputError:
+                refused.append(text)
+        if refused:
+            any_length = SubwordEncoder(self.tokenizer_json, _ANY_LENGTH)
+            longest = max(any_length.encode(text).length for text in refused)
+            raise DataError(
+                f"a row must have at most {self._max_tokens} tokens; {rows.file} has {len(refused)} longer rows, the "
+                f"longest of {longest}; raise model.max_tokens or shorten them",
+                field="model.max_tokens",
+            )
+        return encoded
+
+    @property
+    def _max_tokens(self) -> int:
+        return self.contents.text.max_tokens if isinstance(self.contents.text, SubwordText) else 0
+
+
+Encode = Callable[[str], Encoded]
+
+
+@dataclass(frozen=True)
+class FittedNetwork:
+    """A trained network, and the facts of its fit that are logged."""
+
+    draft: Draft
+    facts: Mapping[str, float | int | str]
+
+    def write(self, directory: Path) -> Contents:
+        """Write `model.onnx` and `tokenizer.json`."""
+        network_to_onnx(self.draft.network, directory / MODEL)
+        shutil.copyfile(self.draft.tokenizer_json, directory / TOKENIZER)
+        return self.draft.contents
+
+    def outputs(self, requests: Sequence[Encoded]) -> list[Arrays]:
+        """PyTorch's own logits of each request, without the padded positions that `split` of a batch may leave."""
+        return predict(self.draft.network, requests, self.draft.contents.signature)
+
+    def parameters(self) -> Mapping[str, float | int | str]:
+        """Best epoch, epochs run, and the size of the network."""
+        return self.facts
+
+
+def draft(
+    model: TransformerModel, training: NetworkTraining, *, labels: Sequence[str] = (), tags: Sequence[str] = ()
+) -> Draft:
+    """Load the pretrained encoder and put untrained heads on it, seeded; tags, where given, make it a tagger."""
+    resolved = resolve(model.encoder)
+    torch.manual_seed(training.seed)
+    network = TransformerNetwork(
+        load_encoder(resolved.directory), n_labels=len(labels), n_tags=len(tags), dropout=model.dropout
+    )
+    pad = json.loads((resolved.directory / CONFIG).read_text(encoding="utf-8")).get("pad_token_id") or 0
+    contents = Contents(
+        family="tagging" if tags else "intent",
+        signature=_signature(len(labels), len(tags), pad),
+        labels=tuple(labels) or None,
+        tags=tuple(tags) or None,
+        text=SubwordText(max_tokens=model.max_tokens),
+        encoder=resolved.origin,
+    )
+    tokenizer_json = resolved.directory / TOKENIZER
+    return Draft(network, contents, tokenizer_json, SubwordEncoder(tokenizer_json, model.max_tokens))
+
+
+def fit_intent(
+    config: IntentTransformerConfig, splits: Splits[IntentRows], recorder: Recorder, checkpoint: Checkpoint
+) -> FittedNetwork:
+    """Fine-tune an encoder with an intent head, stopped early on the accuracy of the valid rows."""
+    labels = known_labels(splits.train.labels, splits.train.file)
+    drafted = draft(config.model, config.training, labels=labels)
+    model = IntentModel(drafted.contents, drafted.reader)
+    encoded = drafted.encode(splits, model.encode)
+    valid = splits.valid
+
+    def score(outputs: list[Arrays]) -> Score:
+        readings = [
+            model.decode(text, one, answer)
+            for text, one, answer in zip(valid.texts, encoded["valid"], outputs, strict=True)
+        ]
+        ratios = intent_metrics(valid.labels, labels_of(readings))
+        return Score(ratios["accuracy"].value, {f"valid_{name}": ratio.value for name, ratio in ratios.items()})
+
+    examples = Examples(encoded["train"], intents=label_indices(splits.train.labels, labels))
+    signature = drafted.contents.signature
+    facts = train(drafted.network, signature, examples, encoded["valid"], score, config.training, recorder, checkpoint)
+    return FittedNetwork(drafted, facts)
+
+
+def known_labels(labels: Sequence[str], file: str) -> tuple[str, ...]:
+    """Give the different labels in alphabetical order; DataError where there is only one."""
+    known = tuple(sorted(set(labels)))
+    if len(known) < 2:
+        raise DataError(f"{file} must have rows of at least two labels, all of them are {known[0]!r}")
+    return known
+
+
+def label_indices(labels: Sequence[str], known: Sequence[str]) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
+    """Give the place in `known` of every label [N]."""
+    places = {label: index for index, label in enumerate(known)}
+    return np.array([places[label] for label in labels], dtype=np.int64)
+
+
+def labels_of(readings: Sequence[Reading]) -> list[str]:
+    """Give the label of every reading; "" where a reading has no intent."""
+    return [reading.intent.label if reading.intent is not None else "" for reading in readings]
+
+
+def _signature(n_labels: int, n_tags: int, pad: int) -> Signature:
+    outputs = []
+    if n_labels:
+        outputs.append(TensorSpec(name="intent_logits", dtype="float32", shape=(-1, n_labels)))
+    if n_tags:
+        outputs.append(TensorSpec(name="tag_logits", dtype="float32", shape=(-1, -1, n_tags)))
+    return Signature(
+        inputs=(
+            TensorSpec(name="input_ids", dtype="int64", shape=(-1, -1), pad=pad),
+            TensorSpec(name="attention_mask", dtype="int64", shape=(-1, -1)),
+        ),
+        outputs=tuple(outputs),
+        layout="rows",
+    )
