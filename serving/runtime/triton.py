@@ -1,0 +1,104 @@
+"""The Triton runtime: batches go to a server over gRPC, one connection for all models."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable
+from typing import Any
+
+import numpy as np
+import tritonclient.grpc.aio as triton
+from numpy.typing import NDArray
+from tritonclient.utils import InferenceServerException
+
+from models.batch import Arrays
+from models.errors import DeadlineError, NotFoundError, RankyardError, UnavailableError
+from registry import golden
+from serving.runtime.protocol import ServedModel
+from serving.triton.config import DIGEST
+from serving.triton.tensors import DATATYPES, as_declared, batches, joined
+
+_LOAD_TIMEOUT_S = 30.0
+
+
+class TritonRuntime:
+    """Runs batches on a Triton server that `rankyard deploy` has filled.
+
+    url: HOST:PORT of its gRPC endpoint. n_workers: batches in flight at once; the server's own queue takes over there.
+    """
+
+    def __init__(self, url: str, n_workers: int = 4) -> None:
+        self.n_workers = n_workers
+        self._url = url.removeprefix("grpc://")
+        self._client = triton.InferenceServerClient(self._url)
+        self._max_rows: dict[str, int] = {}
+
+    async def load(self, model: ServedModel) -> None:
+        """Expect this very bundle on the server, and prove it on its golden rows.
+
+        UnavailableError: no server. NotFoundError: not deployed, or another bundle. ParityError: other answers.
+        """
+        config = (await self._call(self._client.get_model_config(model.name, model.version, as_json=True), model))[
+            "config"
+        ]
+        digest = config.get("parameters", {}).get(DIGEST, {}).get("string_value")
+        if digest != model.bundle.digest:
+            raise NotFoundError(
+                f"Triton at {self._url} must serve the bundle {model.bundle.digest[:12]} as {model.ref}, it has "
+                f"{str(digest)[:12]}; run `rankyard deploy {model.name}`"
+            )
+        self._max_rows[model.bundle.digest] = int(config["max_batch_size"])
+        loop = asyncio.get_running_loop()
+
+        def run(arrays: Arrays) -> Arrays:
+            return asyncio.run_coroutine_threadsafe(self.infer(model, arrays, timeout_s=_LOAD_TIMEOUT_S), loop).result()
+
+        await asyncio.to_thread(golden.check, model.bundle, model.bundle.variant, run)
+
+    async def infer(self, model: ServedModel, inputs: Arrays, *, timeout_s: float) -> dict[str, NDArray[np.generic]]:
+        """Run one batch, in parts where it is larger than the server takes; DeadlineError after `timeout_s`."""
+        max_rows = self._max_rows.get(model.bundle.digest)
+        if max_rows is None:
+            raise UnavailableError(
+                f"{model.ref} must be loaded before it runs, the runtime is without it; start it again"
+            )
+        parts = [self._infer(model, part, timeout_s) for part in batches(inputs, max_rows)]
+        return joined(await asyncio.gather(*parts))
+
+    async def close(self) -> None:
+        """Close the connection."""
+        await self._client.close()
+
+    async def _infer(self, model: ServedModel, arrays: Arrays, timeout_s: float) -> dict[str, NDArray[np.generic]]:
+        signature = model.bundle.manifest.signature
+        tensors = []
+        for spec in signature.inputs:
+            array = arrays[spec.name]
+            tensor = triton.InferInput(spec.name, list(array.shape), DATATYPES[spec.dtype])
+            tensor.set_data_from_numpy(np.ascontiguousarray(array))
+            tensors.append(tensor)
+        request = self._client.infer(model.name, tensors, model.version, client_timeout=timeout_s)
+        answer = await self._call(request, model, timeout_s)
+        return as_declared({spec.name: answer.as_numpy(spec.name) for spec in signature.outputs}, signature)
+
+    async def _call(self, request: Awaitable[Any], model: ServedModel, timeout_s: float = _LOAD_TIMEOUT_S) -> Any:
+        try:
+            return await request
+        except InferenceServerException as error:
+            raise self._translated(error, model, timeout_s) from error
+
+    def _translated(self, error: InferenceServerException, model: ServedModel, timeout_s: float) -> RankyardError:
+        status, reason = error.status() or "", " ".join(error.message().split())
+        if "DEADLINE_EXCEEDED" in status:
+            return DeadlineError(
+                f"{model.ref} must answer within {timeout_s * 1e3:.0f} ms, it did not; allow more time or send less"
+            )
+        if "NOT_FOUND" in status or "unknown model" in reason or "not found" in reason:
+            return NotFoundError(
+                f"Triton at {self._url} must have {model.ref}, got: {reason}; run `rankyard deploy {model.name}`"
+            )
+        if "UNAVAILABLE" in status or "CANCELLED" in status:
+            return UnavailableError(
+                f"a Triton server must answer on {self._url}, got: {reason}; start one with `rankyard triton up`"
+            )
+        return RankyardError(f"Triton failed on {model.ref}: {reason}")

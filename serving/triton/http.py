@@ -1,0 +1,92 @@
+"""The few requests that a deployment makes of a Triton server over HTTP: ready, load, infer.
+
+Tensors travel in the binary extension of the Open Inference Protocol, since JSON has no NaN.
+https://github.com/triton-inference-server/server/blob/main/docs/protocol/extension_binary_data.md
+"""
+
+from __future__ import annotations
+
+import json
+import urllib.error
+import urllib.request
+
+import numpy as np
+from numpy.typing import NDArray
+
+from models.batch import Arrays
+from models.errors import RankyardError, UnavailableError
+from models.manifest import Signature
+from serving.triton.tensors import DATATYPES, as_declared, batches, joined
+
+_HEADER_LENGTH = "Inference-Header-Content-Length"
+
+
+class TritonHttp:
+    """A server's HTTP address: `http://HOST:PORT` or `HOST:PORT`."""
+
+    def __init__(self, url: str, *, timeout_s: float = 15.0) -> None:
+        self._url = (url if "://" in url else f"http://{url}").rstrip("/")
+        self._timeout_s = timeout_s
+
+    def expect_ready(self) -> None:
+        """Raise UnavailableError unless the server is ready."""
+        self._send("/v2/health/ready", None)
+
+    def load(self, name: str) -> None:
+        """Load a model, or load it anew; RankyardError with the server's reason where it cannot."""
+        self._send(f"/v2/repository/models/{name}/load", b"{}")
+
+    def infer(self, name: str, version: str, arrays: Arrays, signature: Signature) -> dict[str, NDArray[np.generic]]:
+        """Run one batch, in as many requests as the model's `max_batch_size` asks for."""
+        most = int(json.loads(self._send(f"/v2/models/{name}/versions/{version}/config", None)[0])["max_batch_size"])
+        return joined([self._infer(name, version, part, signature) for part in batches(arrays, most)])
+
+    def _infer(self, name: str, version: str, arrays: Arrays, signature: Signature) -> dict[str, NDArray[np.generic]]:
+        chunks = {spec.name: np.ascontiguousarray(arrays[spec.name]).tobytes() for spec in signature.inputs}
+        header = json.dumps(
+            {
+                "inputs": [
+                    {
+                        "name": spec.name,
+                        "shape": list(arrays[spec.name].shape),
+                        "datatype": DATATYPES[spec.dtype],
+                        "parameters": {"binary_data_size": len(chunks[spec.name])},
+                    }
+                    for spec in signature.inputs
+                ],
+                "parameters": {"binary_data_output": True},
+            }
+        ).encode()
+        body, length = self._send(
+            f"/v2/models/{name}/versions/{version}/infer", header + b"".join(chunks.values()), len(header)
+        )
+        answer = json.loads(body[:length])
+        types = {spec.name: np.dtype(spec.dtype) for spec in signature.outputs}
+        outputs: dict[str, NDArray[np.generic]] = {}
+        for output in answer["outputs"]:
+            size = output["parameters"]["binary_data_size"]
+            flat = np.frombuffer(
+                body, types[output["name"]], offset=length, count=size // types[output["name"]].itemsize
+            )
+            outputs[output["name"]] = flat.reshape(output["shape"])
+            length += size
+        return as_declared(outputs, signature)
+
+    def _send(self, path: str, body: bytes | None, header_length: int | None = None) -> tuple[bytes, int]:
+        """Give the answer's body, and how much of it is JSON."""
+        headers = {"content-type": "application/json"}
+        if header_length is not None:
+            headers = {"content-type": "application/octet-stream", _HEADER_LENGTH: str(header_length)}
+        request = urllib.request.Request(self._url + path, body, headers)  # noqa: S310 - the address is the person's own
+        try:
+            with urllib.request.urlopen(request, timeout=self._timeout_s) as response:  # noqa: S310
+                content = response.read()
+                return content, int(response.headers.get(_HEADER_LENGTH, len(content)))
+        except urllib.error.HTTPError as error:
+            reason = " ".join(error.read().decode(errors="replace").split())
+            raise RankyardError(f"Triton at {self._url} refused {path}: {reason or error.reason}") from error
+        except (OSError, ValueError) as error:
+            why = error.reason if isinstance(error, urllib.error.URLError) else error
+            raise UnavailableError(
+                f"a Triton server must answer on {self._url}, got: {why}; start one with `rankyard triton up`"
+            ) from error
