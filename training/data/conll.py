@@ -31,7 +31,7 @@ def read_tagging_conll(path: Path) -> TaggingRows:
     """Read sentences of token and tag, in columns separated by tabs or else by blanks; columns between are not read.
 
     A line `# label = X` (or `# intent: X`) before a sentence gives its intent, in every sentence or in none. Other
-    comments (`# key = value`) and `-DOCSTART-` lines hold nothing. DataError names the bad sentences by their line.
+    comments (`# key = value`) and `-DOCSTART-` lines hold nothing. DataError names bad sentences by their first line.
     """
     source = read_source(path)
     problems = Problems(source.file)
@@ -73,7 +73,7 @@ def _sentences(source: Source) -> Iterator[_Sentence]:
             columns = text.split("\t") if "\t" in text else text.split()
             if columns[0] == _DOCUMENT:
                 continue
-            if len(columns) < 2:
-                sentence.problem = sentence.problem or f"line {line} must have a token and a tag, got {text!r}"
+            if len(columns) < 2 and sentence.problem is None:
+                sentence.line, sentence.problem = line, f"a line must have a token and a tag, got {text!r}"
             sentence.tokens.append(columns[0])
             sentence.tags.append(columns[-1].strip())
