@@ -43,6 +43,7 @@ class Batcher:
         self._running: set[asyncio.Task[None]] = set()
         self._has_cut_scheduled = False
         self._is_draining = False
+        self._is_stopped = False
 
     def submit(self, model: ServedModel, encoded: Encoded, deadline_s: float) -> asyncio.Future[Outputs]:
         """Queue one request; the future gives its outputs, or DeadlineError at its deadline.
@@ -75,15 +76,16 @@ class Batcher:
                 while self._running or any(len(queue) for queue in self._queues.values()):
                     await (asyncio.wait(self._running) if self._running else asyncio.sleep(0))
         except TimeoutError:
+            self._is_stopped = True
             for queue in self._queues.values():
-                queue.fail_all(UnavailableError("this gateway stopped before the answer was there; ask another one"))
+                queue.fail_all(UnavailableError(_STOPPED))
             for task in self._running:
                 task.cancel()
             await asyncio.gather(*self._running, return_exceptions=True)
 
     def _schedule_cut(self) -> None:
         """Cut at the end of this turn of the loop: what arrives together, goes together."""
-        if not self._has_cut_scheduled and self._n_idle:
+        if not self._has_cut_scheduled and self._n_idle and not self._is_stopped:
             self._has_cut_scheduled = True
             asyncio.get_running_loop().call_soon(self._cut)
 
@@ -113,7 +115,8 @@ class Batcher:
             else:
                 await self._retry_alone(queue, batch)
         except asyncio.CancelledError:
-            _fail(batch, UnavailableError("this gateway stopped before the answer was there; ask another one"))
+            self._is_stopped = True
+            _fail(batch, UnavailableError(_STOPPED))
         finally:
             queue.served(len(batch), time.perf_counter() - started)
             self._n_idle += 1
@@ -151,6 +154,7 @@ class Batcher:
                 _fail([item], _translate(error))
 
 
+_STOPPED = "this gateway stopped before the answer was there; ask another one"
 _EXPIRED = (
     "the deadline must not pass before the answer is there, it did; allow more time with x-deadline-ms, or ask less"
 )

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import msgspec
 
@@ -31,24 +33,11 @@ class SlowBodyError(InputError):
 
 
 _AT = re.compile(r"^(?P<rule>.*?)(?: - at `(?P<path>[^`]*)`)?$", re.DOTALL)
-_RULES = (
-    (
-        re.compile(r"Expected `(?P<wanted>.+)`, got `(?P<found>.+)`$"),
-        "{field} must be {wanted}, got {found}; send it so",
-    ),
-    (
-        re.compile(r"Object missing required field `(?P<key>.+)`$"),
-        "{field} must be given, it is missing; add it",
-    ),
-    (
-        re.compile(r"Object contains unknown field `(?P<key>.+)`$"),
-        "{field} is not a field of this request; leave it out or correct its name",
-    ),
-    (
-        re.compile(r"Expected `(?P<type>\w+)` (?P<bound>[<>]=? .+)$"),
-        "{field} must be {bound}; change it or leave it out",
-    ),
-)
+_STEP = re.compile(r"\[(\d+|\.\.\.)\]|\.?([^.\[]+)")
+_TYPE = re.compile(r"Expected `(?P<wanted>.+)`, got `(?P<found>.+)`$")
+_MISSING = re.compile(r"Object missing required field `(?P<key>.+)`$")
+_UNKNOWN = re.compile(r"Object contains unknown field `(?P<key>.+)`$")
+_BOUND = re.compile(r"Expected `\w+` (?P<bound>[<>]=? .+)$")
 _NAMES = {
     "str": "a string",
     "int": "an integer",
@@ -58,22 +47,57 @@ _NAMES = {
     "array": "an array",
     "null": "null",
 }
+_TYPES: dict[type, str] = {str: "str", int: "int", float: "float", bool: "bool", dict: "object", list: "array"}
+_MOST_SHOWN = 60
 
 
-def invalid(error: msgspec.ValidationError) -> InputError:
-    """Say a msgspec message as rule, value and what to do, with the path of the field at fault."""
+def invalid(error: msgspec.ValidationError, body: bytes) -> InputError:
+    """Say a msgspec message about `body` as rule, value and what to do, with the path of the field at fault."""
     matched = _AT.match(str(error))
-    rule, path = (matched["rule"], matched["path"]) if matched else (str(error), None)
-    field = (path or "$").removeprefix("$").removeprefix(".")
-    for pattern, sentence in _RULES:
-        if found := pattern.match(rule):
-            parts = found.groupdict()
-            if "key" in parts:
-                field = f"{field}.{parts['key']}".removeprefix(".")
-            named = {name: _name(value) if name in ("wanted", "found") else value for name, value in parts.items()}
-            return InputError(sentence.format(field=field or "the body", **named), field=field or None)
-    return InputError(f"{field or 'the body'} must be as /docs says, got: {rule}; correct it", field=field or None)
+    rule, path = (matched["rule"], matched["path"] or "$") if matched else (str(error), "$")
+    if missing := _MISSING.match(rule):
+        place = _join(path, missing["key"])
+        return InputError(f"{place} must be given, it is missing; add it", field=place)
+    if unknown := _UNKNOWN.match(rule):
+        place = _join(path, unknown["key"])
+        return InputError(f"{place} is not a field of this request; leave it out or correct its name", field=place)
+    wrong, bound = _TYPE.match(rule), _BOUND.match(rule)
+    field, got = _found(body, path, wrong["found"] if wrong else None)
+    named = field or "the body"
+    if wrong:
+        wanted = " or ".join(_NAMES.get(name.strip(), name.strip()) for name in wrong["wanted"].split("|"))
+        return InputError(f"{named} must be {wanted}, got {got}; send it so", field=field)
+    what = f"{named} must be {bound['bound']}" if bound else f"{named} must be as /docs says ({rule})"
+    return InputError(f"{what}, got {got}; correct it", field=field)
 
 
-def _name(types: str) -> str:
-    return " or ".join(_NAMES.get(name.strip(), name.strip()) for name in types.split("|"))
+def _join(path: str, key: str) -> str:
+    return f"{path.removeprefix('$').removeprefix('.')}.{key}".removeprefix(".")
+
+
+def _found(body: bytes, path: str, type_name: str | None) -> tuple[str | None, str]:
+    """The path of the value at fault and the start of it, as JSON."""
+    steps = _STEP.findall(path.removeprefix("$"))
+    try:
+        field, value = next(_locate(msgspec.json.decode(body), steps, type_name))
+    except (msgspec.DecodeError, RecursionError, StopIteration):
+        return path.removeprefix("$").removeprefix(".") or None, "what no reader can hold"
+    shown = msgspec.json.encode(value).decode()
+    return field.removeprefix(".") or None, shown if len(shown) <= _MOST_SHOWN else f"{shown[:_MOST_SHOWN]}…"
+
+
+def _locate(value: Any, steps: Sequence[tuple[str, str]], type_name: str | None) -> Iterator[tuple[str, Any]]:
+    """Follow msgspec's path; `[...]` is any key of an object, so every one is tried that leads to the type at fault."""
+    if not steps:
+        if type_name is None or _TYPES.get(type(value), "null") == type_name:
+            yield "", value
+        return
+    index, name = steps[0]
+    places: list[tuple[str, Any]] = []
+    if index.isdigit() and isinstance(value, list):
+        places = [(f"[{index}]", item) for item in value[int(index) : int(index) + 1]]
+    elif isinstance(value, dict):
+        places = [(f".{key}", item) for key, item in value.items() if index == "..." or key == name]
+    for place, item in places:
+        for field, found in _locate(item, steps[1:], type_name):
+            yield place + field, found

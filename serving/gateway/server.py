@@ -14,7 +14,7 @@ from types import FrameType
 import uvicorn
 import uvloop
 
-from models.errors import WorkspaceError
+from models.errors import ConfigError, WorkspaceError
 from serving.gateway.app import App
 from serving.gateway.config import GatewayConfig
 from serving.gateway.dataplane import Dataplane, choose
@@ -45,7 +45,18 @@ def make_runtime(config: GatewayConfig, name: str | None = None) -> Runtime:
     settings = config.runtime
     if (name or settings.kind) == "onnx":
         return OnnxRuntime(settings.n_workers, settings.variant)
-    raise NotImplementedError
+    # Imported here: gRPC costs half a second at start, which an embedded gateway need not pay.
+    from serving.runtime.triton import TritonRuntime
+
+    if settings.variant is not None:
+        raise ConfigError(
+            f"a Triton server runs what was deployed, runtime.variant must be left out, got {settings.variant}; "
+            "leave it out",
+            field="runtime.variant",
+        )
+    return TritonRuntime(
+        settings.triton_url, **({} if settings.n_workers is None else {"n_workers": settings.n_workers})
+    )
 
 
 async def _serve(config: GatewayConfig, deployment: Path, runtime: Runtime, listener: socket.socket, say: Say) -> None:

@@ -157,7 +157,7 @@ def decode(body: bytes, decoder: msgspec.json.Decoder[S]) -> S:
     try:
         return decoder.decode(body)
     except msgspec.ValidationError as error:
-        raise invalid(error) from error
+        raise invalid(error, body) from error
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         if b"NaN" in body:
             return decode(_without_nan(body), decoder)

@@ -1,0 +1,478 @@
+"""What a batcher owes its callers, on a runtime whose faults can be forced and on the real one."""
+
+import asyncio
+import contextlib
+import random
+import time
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+
+from models.batch import Encoded, collate, split
+from models.errors import DeadlineError, OverloadedError, RankyardError, UnavailableError
+from models.model import open_model
+from registry import golden
+from serving.gateway.batcher import Batcher
+from serving.gateway.config import BatchConfig
+from serving.gateway.telemetry import Telemetry
+from serving.runtime.onnx import OnnxRuntime
+from serving.runtime.protocol import ServedModel
+from tests.bundles import FEATURES, tiny_bundle
+
+POISON = 400
+
+
+@pytest.fixture(scope="module")
+def intent(tmp_path_factory) -> ServedModel:
+    return ServedModel("tiny-intent", "1", tiny_bundle(tmp_path_factory.mktemp("intent")))
+
+
+@pytest.fixture(scope="module")
+def ranking(tmp_path_factory) -> ServedModel:
+    return ServedModel("tiny-ranking", "1", tiny_bundle(tmp_path_factory.mktemp("ranking"), "ranking"))
+
+
+class EchoRuntime:
+    """Answers every request with its own number, when `pause` lets it; fails where a batch holds POISON."""
+
+    def __init__(self, n_workers: int = 1, pause: Callable[[], object] | None = None) -> None:
+        self.n_workers = n_workers
+        self.batches: list[list[int]] = []
+        self.n_running = self.most_running = 0
+        self.gate = asyncio.Event()
+        self._pause = pause
+
+    async def load(self, model):
+        del model
+
+    async def infer(self, model, inputs, *, timeout_s):
+        column = inputs["ngram_ids"] if "ngram_ids" in inputs else inputs["features"]
+        numbers = column[:, 0]
+        self.batches.append([int(number) for number in numbers])
+        self.n_running += 1
+        self.most_running = max(self.most_running, self.n_running)
+        try:
+            async with asyncio.timeout(timeout_s):
+                await (self._pause() if self._pause else self.gate.wait())
+        except TimeoutError:
+            raise DeadlineError("too slow") from None
+        finally:
+            self.n_running -= 1
+        if POISON in numbers:
+            raise RankyardError("poison")
+        name = model.bundle.manifest.signature.outputs[0].name
+        return {name: numbers.astype(np.float32)}
+
+    async def close(self):
+        pass
+
+
+def text(number: int, length: int = 3) -> Encoded:
+    return Encoded(
+        {
+            "ngram_ids": np.full(length, number, dtype=np.int64),
+            "ngram_counts": np.ones(length, dtype=np.float32),
+        }
+    )
+
+
+def candidates(number: int, n: int) -> Encoded:
+    return Encoded({"features": np.full((n, len(FEATURES)), number, dtype=np.float32)})
+
+
+def in_s(seconds: float) -> float:
+    return time.monotonic() + seconds
+
+
+def batcher(runtime, *, max_queue_length: int = 100, **config) -> Batcher:
+    return Batcher(runtime, BatchConfig(**config), max_queue_length, Telemetry())
+
+
+async def settle() -> None:
+    for _ in range(5):
+        await asyncio.sleep(0)
+
+
+async def number(future) -> int:
+    return int((await future)["intent_logits"])
+
+
+def test_a_lone_request_starts_at_once(intent):
+    async def run():
+        runtime = EchoRuntime(n_workers=2)
+        future = batcher(runtime, max_batch_size=8).submit(intent, text(7), in_s(60))
+        await settle()
+        assert runtime.batches == [[7]]
+        runtime.gate.set()
+        assert await number(future) == 7
+
+    asyncio.run(run())
+
+
+def test_requests_that_wait_for_a_worker_go_together_and_no_batch_is_too_large(intent):
+    async def run():
+        runtime = EchoRuntime()
+        queue = batcher(runtime, max_batch_size=4)
+        futures = [queue.submit(intent, text(0), in_s(60))]
+        await settle()
+        futures += [queue.submit(intent, text(n), in_s(60)) for n in range(1, 11)]
+        runtime.gate.set()
+        assert [await number(future) for future in futures] == list(range(11))
+        assert [len(batch) for batch in runtime.batches] == [1, 4, 4, 2]
+
+    asyncio.run(run())
+
+
+def test_what_arrives_together_is_shared_among_idle_workers(intent):
+    async def run():
+        runtime = EchoRuntime(n_workers=2)
+        queue = batcher(runtime, max_batch_size=8)
+        for n in range(6):
+            queue.submit(intent, text(n), in_s(60))
+        await settle()
+        assert [len(batch) for batch in runtime.batches] == [3, 3]
+        runtime.gate.set()
+        await queue.drain(1)
+
+    asyncio.run(run())
+
+
+def test_the_most_urgent_goes_first_with_its_neighbours_in_length(intent):
+    async def run():
+        runtime = EchoRuntime()
+        queue = batcher(runtime, max_batch_size=2)
+        queue.submit(intent, text(0), in_s(60))
+        await settle()
+        for n, length, seconds in ((1, 3, 30), (2, 40, 10), (3, 4, 50), (4, 41, 50)):
+            queue.submit(intent, text(n, length), in_s(seconds))
+        runtime.gate.set()
+        await queue.drain(1)
+        assert runtime.batches == [[0], [2, 4], [1, 3]]
+
+    asyncio.run(run())
+
+
+def test_padding_is_bounded(intent):
+    async def run():
+        runtime = EchoRuntime()
+        queue = batcher(runtime, max_batch_size=8, max_padding=0.4)
+        queue.submit(intent, text(0), in_s(60))
+        await settle()
+        for n, length in enumerate((10, 10, 100), start=1):
+            queue.submit(intent, text(n, length), in_s(60))
+        runtime.gate.set()
+        await queue.drain(1)
+        assert runtime.batches == [[0], [1, 2], [3]]
+
+    asyncio.run(run())
+
+
+def test_candidate_lists_share_a_matrix_up_to_its_rows(ranking):
+    async def run():
+        runtime = EchoRuntime()
+        queue = batcher(runtime, max_batch_size=8, max_batch_rows=10)
+        queue.submit(ranking, candidates(0, 1), in_s(60))
+        await settle()
+        futures = [
+            queue.submit(ranking, candidates(n, size), in_s(60)) for n, size in ((1, 4), (2, 5), (3, 3), (4, 50))
+        ]
+        runtime.gate.set()
+        answers = [(await future)["score"] for future in futures]
+        assert [len(batch) for batch in runtime.batches] == [1, 9, 3, 50]
+        for answer, (n, size) in zip(answers, ((1, 4), (2, 5), (3, 3), (4, 50)), strict=True):
+            np.testing.assert_array_equal(answer, np.full(size, n))
+
+    asyncio.run(run())
+
+
+def test_a_cancelled_caller_leaves_the_queue_and_hurts_nobody(intent):
+    async def run():
+        runtime = EchoRuntime()
+        queue = batcher(runtime)
+        futures = [queue.submit(intent, text(0), in_s(60))]
+        await settle()
+        futures += [queue.submit(intent, text(n), in_s(60)) for n in (1, 2, 3)]
+        waiting = asyncio.create_task(number(futures[2]))
+        await settle()
+        waiting.cancel()
+        runtime.gate.set()
+        assert [await number(futures[n]) for n in (0, 1, 3)] == [0, 1, 3]
+        assert runtime.batches == [[0], [1, 3]]
+
+    asyncio.run(run())
+
+
+def test_a_caller_that_leaves_while_its_batch_runs_hurts_nobody(intent):
+    async def run():
+        runtime = EchoRuntime()
+        queue = batcher(runtime)
+        futures = [queue.submit(intent, text(n), in_s(60)) for n in (1, 2)]
+        await settle()
+        futures[0].cancel()
+        runtime.gate.set()
+        assert await number(futures[1]) == 2
+
+    asyncio.run(run())
+
+
+def test_an_error_in_one_request_fails_that_one_alone(intent):
+    async def run():
+        runtime = EchoRuntime()
+        runtime.gate.set()
+        queue = batcher(runtime)
+        futures = [queue.submit(intent, text(n), in_s(60)) for n in (1, POISON, 3)]
+        assert [await number(futures[n]) for n in (0, 2)] == [1, 3]
+        with pytest.raises(RankyardError, match="poison"):
+            await futures[1]
+        assert await number(queue.submit(intent, text(9), in_s(60))) == 9
+
+    asyncio.run(run())
+
+
+def test_a_request_that_does_not_fit_its_model_fails_alone(intent):
+    async def run():
+        runtime = EchoRuntime()
+        runtime.gate.set()
+        queue = batcher(runtime)
+        wrong = Encoded({"ngram_ids": np.zeros(3, dtype=np.int64)})
+        futures = [queue.submit(intent, encoded, in_s(60)) for encoded in (text(1), wrong, text(3))]
+        assert [await number(futures[n]) for n in (0, 2)] == [1, 3]
+        with pytest.raises(RankyardError):
+            await futures[1]
+
+    asyncio.run(run())
+
+
+def test_a_runtime_that_is_gone_is_not_asked_once_more_for_every_request(intent):
+    async def gone():
+        raise UnavailableError("gone")
+
+    async def run():
+        runtime = EchoRuntime(pause=gone)
+        queue = batcher(runtime)
+        futures = [queue.submit(intent, text(n), in_s(60)) for n in (1, 2, 3)]
+        for future in futures:
+            with pytest.raises(UnavailableError):
+                await future
+        assert len(runtime.batches) == 1
+
+    asyncio.run(run())
+
+
+def test_answers_of_a_wrong_shape_go_to_nobody(intent):
+    class Short(EchoRuntime):
+        async def infer(self, model, inputs, *, timeout_s):
+            return {
+                name: array[:-1] for name, array in (await super().infer(model, inputs, timeout_s=timeout_s)).items()
+            }
+
+    async def run():
+        runtime = Short()
+        runtime.gate.set()
+        queue = batcher(runtime)
+        for future in [queue.submit(intent, text(n), in_s(60)) for n in (1, 2, 3)]:
+            with pytest.raises(RankyardError, match="must answer 1 rows"):
+                await future
+
+    asyncio.run(run())
+
+
+def test_a_full_queue_refuses_and_says_when_to_come_back(intent):
+    async def run():
+        runtime = EchoRuntime(pause=lambda: asyncio.sleep(0.05))
+        queue = batcher(runtime, max_queue_length=4, max_batch_size=1)
+        await queue.submit(intent, text(0), in_s(60))
+        futures = [queue.submit(intent, text(1), in_s(60))]
+        await settle()
+        futures += [queue.submit(intent, text(n), in_s(60)) for n in range(2, 6)]
+        with pytest.raises(OverloadedError, match="at most 4 requests") as refused:
+            queue.submit(intent, text(6), in_s(60))
+        # Four wait, each takes one worker 50 ms.
+        assert refused.value.retry_after_s == pytest.approx(0.2, rel=0.5)
+        assert [await number(future) for future in futures] == [1, 2, 3, 4, 5]
+        assert await number(queue.submit(intent, text(7), in_s(60))) == 7
+
+    asyncio.run(run())
+
+
+def test_a_request_past_its_deadline_is_told_on_time_and_never_computed(intent):
+    async def run():
+        runtime = EchoRuntime()
+        queue = batcher(runtime)
+        first = queue.submit(intent, text(0), in_s(60))
+        await settle()
+        late, later = queue.submit(intent, text(1), in_s(0.03)), queue.submit(intent, text(2), in_s(60))
+        started = time.monotonic()
+        with pytest.raises(DeadlineError):
+            await late
+        assert time.monotonic() - started < 1
+        runtime.gate.set()
+        assert [await number(first), await number(later)] == [0, 2]
+        assert runtime.batches == [[0], [2]]
+
+    asyncio.run(run())
+
+
+def test_a_request_that_comes_with_its_deadline_passed_is_never_computed(intent):
+    async def run():
+        runtime = EchoRuntime()
+        with pytest.raises(DeadlineError):
+            await batcher(runtime).submit(intent, text(1), in_s(-1))
+        assert runtime.batches == []
+
+    asyncio.run(run())
+
+
+def test_a_tight_deadline_in_a_batch_fails_neither_the_batch_nor_waits_for_it(intent):
+    async def run():
+        runtime = EchoRuntime()
+        queue = batcher(runtime)
+        tight, loose = queue.submit(intent, text(1), in_s(0.03)), queue.submit(intent, text(2), in_s(60))
+        with pytest.raises(DeadlineError):
+            await tight
+        assert runtime.batches == [[1, 2]]
+        runtime.gate.set()
+        assert await number(loose) == 2
+
+    asyncio.run(run())
+
+
+def test_draining_finishes_what_was_begun_and_refuses_the_rest(intent):
+    async def run():
+        runtime = EchoRuntime()
+        queue = batcher(runtime, max_batch_size=2)
+        futures = [queue.submit(intent, text(n), in_s(60)) for n in range(5)]
+        draining = asyncio.create_task(queue.drain(10))
+        await settle()
+        with pytest.raises(UnavailableError):
+            queue.submit(intent, text(9), in_s(60))
+        assert not draining.done()
+        runtime.gate.set()
+        await draining
+        assert [await number(future) for future in futures] == [0, 1, 2, 3, 4]
+
+    asyncio.run(run())
+
+
+def test_draining_ends_in_time_even_when_the_runtime_hangs(intent):
+    async def run():
+        runtime = EchoRuntime()
+        queue = batcher(runtime, max_batch_size=1)
+        futures = [queue.submit(intent, text(n), in_s(60)) for n in range(3)]
+        started = time.monotonic()
+        await queue.drain(0.05)
+        assert time.monotonic() - started < 2
+        for future in futures:
+            with pytest.raises(UnavailableError):
+                await future
+
+    asyncio.run(run())
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_every_request_gets_its_own_answer_whatever_the_interleaving(intent, ranking, seed):
+    """400 requests a seed to two models: random arrivals, lengths, deadlines, cancellations and faults."""
+    n_workers, max_batch_size = 1 + seed % 3, 1 + seed % 7
+    dice = random.Random(seed)
+
+    async def pause():
+        await asyncio.sleep(dice.choice((0, 0, 0.0005, 0.002)))
+
+    async def ask(queue: Batcher, number: int) -> str:
+        await asyncio.sleep(dice.random() * 0.05)
+        is_ranking, deadline_s = dice.random() < 0.3, in_s(dice.choice((0.004, 60, 60)))
+        size = dice.randint(1, 30)
+        model, encoded = (ranking, candidates(number, size)) if is_ranking else (intent, text(number, size))
+        future = queue.submit(model, encoded, deadline_s)
+        if dice.random() < 0.1:
+            asyncio.get_running_loop().call_later(dice.random() * 0.01, future.cancel)
+        try:
+            outputs = await future
+        except asyncio.CancelledError:
+            return "cancelled"
+        except DeadlineError:
+            return "expired" if deadline_s <= time.monotonic() + 0.001 else "wrong"
+        except RankyardError as error:
+            return "poisoned" if number == POISON and "poison" in str(error) else "wrong"
+        answer = outputs["score"] if is_ranking else outputs["intent_logits"][None]
+        expected = np.full(size if is_ranking else 1, number)
+        return "answered" if np.array_equal(answer, expected) else "wrong"
+
+    async def run() -> tuple[EchoRuntime, list[str]]:
+        runtime = EchoRuntime(n_workers, pause)
+        queue = batcher(runtime, max_queue_length=1000, max_batch_size=max_batch_size, max_batch_rows=60)
+        numbers = [*range(1, 400), POISON]
+        outcomes = await asyncio.gather(*(ask(queue, number) for number in numbers))
+        await queue.drain(5)
+        return runtime, outcomes
+
+    runtime, outcomes = asyncio.run(run())
+    assert len(outcomes) == 400
+    assert "wrong" not in outcomes
+    assert outcomes.count("answered") > 200
+    assert runtime.most_running <= n_workers
+    assert max(len(set(batch)) for batch in runtime.batches) <= max_batch_size
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_no_request_waits_while_a_worker_idles(intent, seed):
+    """Random arrivals and ends of batches, one at a time; after each, a waiting request means that all workers run."""
+    dice = random.Random(seed)
+
+    async def run():
+        ends: list[asyncio.Event] = []
+
+        def pause():
+            ends.append(asyncio.Event())
+            return ends[-1].wait()
+
+        runtime = EchoRuntime(2, pause)
+        queue = batcher(runtime, max_queue_length=1000, max_batch_size=3)
+        futures = []
+        for step in range(400):
+            if ends and (dice.random() < 0.4 or step >= 200):
+                ends.pop(dice.randrange(len(ends))).set()
+            elif step < 200:
+                futures.append(queue.submit(intent, text(step, dice.randint(1, 50)), in_s(60)))
+            await settle()
+            n_waiting = len(futures) - sum(len(batch) for batch in runtime.batches)
+            assert n_waiting == 0 or runtime.n_running == 2
+        await asyncio.gather(*futures)
+        assert sorted(number for batch in runtime.batches for number in batch) == sorted(
+            int(future.result()["intent_logits"]) for future in futures
+        )
+
+    asyncio.run(run())
+
+
+def test_many_callers_of_the_real_runtime_get_what_each_would_get_alone(intent):
+    rows = golden.read(intent.bundle)
+    model = open_model(intent.bundle.path, intent.bundle.manifest)
+    signature = intent.bundle.manifest.signature
+
+    async def run():
+        runtime = OnnxRuntime(n_workers=2)
+        await runtime.load(intent)
+        queue = batcher(runtime, max_queue_length=2000)
+        alone = {}
+        for row in rows:
+            encoded = model.encode(row.request)
+            outputs = await runtime.infer(intent, collate([encoded], signature), timeout_s=5)
+            alone[row.request] = split(outputs, [encoded], signature)[0]["intent_logits"]
+
+        async def ask(request: str) -> None:
+            outputs = await queue.submit(intent, model.encode(request), in_s(60))
+            np.testing.assert_allclose(outputs["intent_logits"], alone[request], atol=1e-5)
+
+        requests = random.Random(1).choices([row.request for row in rows], k=1000)
+        tasks = [asyncio.create_task(ask(request)) for request in requests]
+        for task in tasks[::17]:
+            task.cancel()
+        for task in tasks:
+            with contextlib.suppress(asyncio.CancelledError):
+                await task
+        await queue.drain(5)
+        await runtime.close()
+
+    asyncio.run(run())

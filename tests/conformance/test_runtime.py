@@ -1,0 +1,152 @@
+"""What every runtime must do. A runtime joins by an entry in RUNTIMES: served models in, an opened runtime out."""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+
+import numpy as np
+import pytest
+
+from models.batch import Encoded, collate, split
+from models.errors import DeadlineError, RankyardError, UnavailableError
+from models.model import open_model
+from registry import golden
+from serving.runtime.onnx import OnnxRuntime
+from serving.runtime.protocol import Runtime, ServedModel
+from tests.bundles import FEATURES, tiny_bundle
+
+Open = Callable[[Sequence[ServedModel]], AbstractAsyncContextManager[Runtime]]
+
+
+@asynccontextmanager
+async def onnx(_models: Sequence[ServedModel]) -> AsyncIterator[Runtime]:
+    runtime = OnnxRuntime(n_workers=2)
+    try:
+        yield runtime
+    finally:
+        await runtime.close()
+
+
+RUNTIMES: dict[str, Open] = {"onnx": onnx}
+
+
+@pytest.fixture(params=sorted(RUNTIMES))
+def open_runtime(request) -> Open:
+    return RUNTIMES[request.param]
+
+
+@pytest.fixture(scope="module")
+def intent(tmp_path_factory) -> ServedModel:
+    return ServedModel("tiny-intent", "1", tiny_bundle(tmp_path_factory.mktemp("intent")))
+
+
+@pytest.fixture(scope="module")
+def ranking(tmp_path_factory) -> ServedModel:
+    return ServedModel("tiny-ranking", "1", tiny_bundle(tmp_path_factory.mktemp("ranking"), "ranking"))
+
+
+def test_a_runtime_repeats_the_golden_rows(open_runtime, intent, ranking):
+    async def ask():
+        async with open_runtime([intent, ranking]) as runtime:
+            for model in (intent, ranking):
+                await runtime.load(model)
+                signature = model.bundle.manifest.signature
+                for row in golden.read(model.bundle):
+                    found = await runtime.infer(model, collate([row.encoded], signature), timeout_s=5)
+                    expected = row.outputs[model.bundle.variant]
+                    answer = split(found, [row.encoded], signature)[0]
+                    assert set(answer) == set(expected)
+                    for name, array in expected.items():
+                        np.testing.assert_allclose(answer[name], array, atol=model.bundle.manifest.tolerance)
+                        assert answer[name].dtype == array.dtype
+
+    asyncio.run(ask())
+
+
+def test_a_batch_of_n_equals_n_singles(open_runtime, intent, ranking):
+    async def ask():
+        async with open_runtime([intent, ranking]) as runtime:
+            for model in (intent, ranking):
+                await runtime.load(model)
+                signature = model.bundle.manifest.signature
+                requests = [row.encoded for row in golden.read(model.bundle)]
+                together = split(
+                    await runtime.infer(model, collate(requests, signature), timeout_s=5), requests, signature
+                )
+                for request, answer in zip(requests, together, strict=True):
+                    alone = await runtime.infer(model, collate([request], signature), timeout_s=5)
+                    for name, array in split(alone, [request], signature)[0].items():
+                        np.testing.assert_allclose(answer[name], array, atol=1e-5)
+
+    asyncio.run(ask())
+
+
+def test_missing_stays_missing(open_runtime, ranking):
+    async def ask():
+        async with open_runtime([ranking]) as runtime:
+            await runtime.load(ranking)
+            features_DF = np.full((3, len(FEATURES)), np.nan, dtype=np.float32)
+            features_DF[1] = (100.0, 4.0)
+            return await runtime.infer(ranking, {"features": features_DF}, timeout_s=5)
+
+    # score = popularity - price / 100, where missing counts 0
+    np.testing.assert_allclose(asyncio.run(ask())["score"], [0.0, 3.0, 0.0], atol=1e-6)
+
+
+def test_concurrent_callers_each_get_their_own_answer(open_runtime, ranking):
+    async def ask():
+        async with open_runtime([ranking]) as runtime:
+            await runtime.load(ranking)
+
+            async def one(number: int) -> float:
+                row = np.array([[0.0, number]], dtype=np.float32)
+                return float((await runtime.infer(ranking, {"features": row}, timeout_s=10))["score"][0])
+
+            return await asyncio.gather(*(one(number) for number in range(200)))
+
+    assert asyncio.run(ask()) == pytest.approx(list(range(200)), abs=1e-4)
+
+
+def test_a_model_that_was_not_loaded_is_unavailable(open_runtime, intent):
+    async def ask():
+        async with open_runtime([intent]) as runtime:
+            encoded = open_model(intent.bundle.path, intent.bundle.manifest).encode("red shoes")
+            await runtime.infer(intent, collate([encoded], intent.bundle.manifest.signature), timeout_s=5)
+
+    with pytest.raises(UnavailableError, match="must be loaded"):
+        asyncio.run(ask())
+
+
+def test_a_batch_beyond_its_time_is_given_up(open_runtime, ranking):
+    async def ask():
+        async with open_runtime([ranking]) as runtime:
+            await runtime.load(ranking)
+            features_DF = np.zeros((200_000, len(FEATURES)), dtype=np.float32)
+            with pytest.raises(DeadlineError):
+                await runtime.infer(ranking, {"features": features_DF}, timeout_s=1e-4)
+            answer = await runtime.infer(ranking, {"features": features_DF[:2]}, timeout_s=5)
+            assert answer["score"].shape == (2,)
+
+    asyncio.run(ask())
+
+
+def test_a_batch_that_does_not_fit_the_model_is_refused_and_the_next_one_answered(open_runtime, ranking):
+    async def ask():
+        async with open_runtime([ranking]) as runtime:
+            await runtime.load(ranking)
+            with pytest.raises(RankyardError):
+                await runtime.infer(ranking, {"features": np.zeros((1, 7), dtype=np.float32)}, timeout_s=5)
+            good = Encoded({"features": np.ones((1, len(FEATURES)), dtype=np.float32)})
+            answer = await runtime.infer(ranking, collate([good], ranking.bundle.manifest.signature), timeout_s=5)
+            assert answer["score"] == pytest.approx([0.99])
+
+    asyncio.run(ask())
+
+
+def test_loading_twice_is_harmless(open_runtime, intent):
+    async def ask():
+        async with open_runtime([intent]) as runtime:
+            await runtime.load(intent)
+            await runtime.load(intent)
+
+    asyncio.run(ask())

@@ -1,0 +1,94 @@
+"""A tiny joint bundle: intent and tags looked up word by word, so that every answer can be said by hand."""
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+from onnx import TensorProto, helper, numpy_helper
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
+
+from models.manifest import Contents, Manifest, Signature, SubwordText, TensorSpec
+from models.model import open_model
+from models.session import OnnxSession
+from registry import bundle, golden
+from registry.bundle import MODEL, Bundle
+from tests.bundles import tiny_bundle
+
+LABELS = ("product_search", "order_status")
+TAGS = ("O", "B-colour", "B-brand", "I-brand")
+WORDS = {"red": "B-colour", "new": "B-brand", "balance": "I-brand", "shoes": "O", "where": "O", "order": "O"}
+_SURE = 8.0
+
+
+def joint_bundle(directory: Path) -> Bundle:
+    """Seal a model that tags WORDS as they say and reads `where` and `order` as order_status."""
+    contents = Contents(
+        family="tagging",
+        labels=LABELS,
+        tags=TAGS,
+        text=SubwordText(max_tokens=16),
+        signature=Signature(
+            layout="rows",
+            inputs=tuple(
+                TensorSpec(name=name, dtype="int64", shape=(-1, -1)) for name in ("input_ids", "attention_mask")
+            ),
+            outputs=(
+                TensorSpec(name="tag_logits", dtype="float32", shape=(-1, -1, len(TAGS))),
+                TensorSpec(name="intent_logits", dtype="float32", shape=(-1, len(LABELS))),
+            ),
+        ),
+    )
+    facts = tiny_bundle(directory / "facts").manifest.model_dump()
+    with bundle.draft(directory) as draft:
+        vocabulary = _tokenizer(draft / "tokenizer.json")
+        onnx.save(_graph(contents, vocabulary), draft / MODEL)
+        model = open_model(draft, contents)
+        rows = [(text, model.encode(text)) for text in ("red new balance shoes", "where order", "")]
+        golden.write(draft, contents.signature, rows, {"float32": OnnxSession(draft / MODEL).run})
+        return bundle.seal(
+            draft, Manifest(**{**facts, **contents.model_dump(), "name": "joint", "files": {}}), directory
+        )
+
+
+def _tokenizer(path: Path) -> dict[str, int]:
+    vocabulary = {word: number for number, word in enumerate(("[UNK]", "[CLS]", "[SEP]", *WORDS))}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]"))
+    tokenizer.normalizer = normalizers.Lowercase()
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 1), ("[SEP]", 2)]
+    )
+    tokenizer.save(str(path))
+    return vocabulary
+
+
+def _graph(contents: Contents, vocabulary: dict[str, int]) -> onnx.ModelProto:
+    tags = np.zeros((len(vocabulary), len(TAGS)), dtype=np.float32)
+    intents = np.zeros((len(vocabulary), len(LABELS)), dtype=np.float32)
+    for word, tag in WORDS.items():
+        tags[vocabulary[word], TAGS.index(tag)] = _SURE
+        intents[vocabulary[word], int(word in ("where", "order"))] = _SURE
+    tags[: len(vocabulary) - len(WORDS), 0] = _SURE
+    stored = [
+        numpy_helper.from_array(tags, "tags_VK"),
+        numpy_helper.from_array(intents, "intents_VC"),
+        numpy_helper.from_array(np.array([1], dtype=np.int64), "middle"),
+        numpy_helper.from_array(np.array([2], dtype=np.int64), "last"),
+    ]
+    nodes = [
+        helper.make_node("Gather", ["tags_VK", "input_ids"], ["tag_logits"]),
+        helper.make_node("Gather", ["intents_VC", "input_ids"], ["picked_NTC"]),
+        helper.make_node("Cast", ["attention_mask"], ["mask_NT"], to=TensorProto.FLOAT),
+        helper.make_node("Unsqueeze", ["mask_NT", "last"], ["mask_NT1"]),
+        helper.make_node("Mul", ["picked_NTC", "mask_NT1"], ["masked_NTC"]),
+        helper.make_node("ReduceSum", ["masked_NTC", "middle"], ["intent_logits"], keepdims=0),
+    ]
+    inputs = [helper.make_tensor_value_info(s.name, TensorProto.INT64, ["n", "t"]) for s in contents.signature.inputs]
+    outputs = [
+        helper.make_tensor_value_info("tag_logits", TensorProto.FLOAT, ["n", "t", len(TAGS)]),
+        helper.make_tensor_value_info("intent_logits", TensorProto.FLOAT, ["n", len(LABELS)]),
+    ]
+    graph = helper.make_graph(nodes, "joint", inputs, outputs, initializer=stored)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    onnx.checker.check_model(model)
+    return model
