@@ -1,0 +1,241 @@
+import signal
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from models.errors import DataError, RefusedError
+from models.model import open_model
+from models.session import OnnxSession
+from models.text import SubwordEncoder
+from tests.tiny_encoder import write_encoder
+from training import tagging
+from training.batches import shuffled_batches, sorted_batches
+from training.checkpoint import load, save
+from training.config import IntentTransformerConfig, TaggingTransformerConfig
+from training.data.splits import IntentRows, Splits, TaggingRows
+from training.fit import Checkpoint
+from training.loop import _rate
+from training.network import fit_intent
+
+COLOURS, BRANDS = ("red", "blue", "green"), ("nike", "adidas")
+SHOPPING = [(colour, brand, thing) for colour in COLOURS for brand in BRANDS for thing in ("shoes", "shirt", "shirts")]
+TAGS = ("B-colour", "B-brand", "O")
+ORDERS = [("where", "is", "my", "order"), ("where", "is", "my", "shirt"), ("is", "my", "order", "where")]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def encoder(tmp_path_factory):
+    return str(write_encoder(tmp_path_factory.mktemp("encoder")))
+
+
+def config(encoder, task="tagging", max_tokens=16, **training):
+    schema = TaggingTransformerConfig if task == "tagging" else IntentTransformerConfig
+    return schema(
+        task=task,
+        model={"kind": "transformer", "encoder": encoder, "max_tokens": max_tokens},
+        training={"epochs": 3, "batch_size": 8, "learning_rate": 1e-3, "head_learning_rate": 1e-2, **training},
+    )
+
+
+def joint_rows(valid_label="search"):
+    tokens = (*SHOPPING, *ORDERS * 4)
+    tags = (*(TAGS for _ in SHOPPING), *(("O",) * 4 for _ in ORDERS * 4))
+    labels = (*("search" for _ in SHOPPING), *("order" for _ in ORDERS * 4))
+    train = TaggingRows(tokens, tags, labels, "train.jsonl", "0" * 64)
+    valid = TaggingRows(
+        (("red", "nike", "shoes"), ORDERS[0]), (TAGS, ("O",) * 4), (valid_label, "order"), "valid.jsonl"
+    )
+    return Splits(train, valid, None)
+
+
+class Listener:
+    """Records what a training says; raises `fault` after `n_steps` steps."""
+
+    def __init__(self, n_steps=None, fault=RuntimeError):
+        self.n_steps, self.fault = n_steps, fault
+        self.epochs, self.said = [], []
+
+    def metrics(self, values, step):
+        self.epochs.append((step, dict(values)))
+
+    def progress(self, stage, done, total):  # noqa: ARG002
+        if done == self.n_steps:
+            raise self.fault
+
+    def say(self, sentence):
+        self.said.append(sentence)
+
+
+def weights(fitted):
+    return fitted.draft.network.state_dict()
+
+
+def assert_equal_weights(one, other):
+    assert list(one) == list(other)
+    assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+@pytest.fixture(scope="module")
+def whole(encoder, tmp_path_factory):
+    listener = Listener()
+    checkpoint = Checkpoint(tmp_path_factory.mktemp("whole"), "f")
+    return tagging.fit(config(encoder), joint_rows(), listener, checkpoint), listener, checkpoint
+
+
+def test_a_joint_training_learns_tags_and_intents(encoder, tmp_path):
+    fitted = tagging.fit(config(encoder, epochs=12, patience=12), joint_rows(), Listener(), Checkpoint(tmp_path, "f"))
+    model = open_model(fitted.draft.tokenizer_json.parent, fitted.draft.contents)
+    text = "blue adidas shirt"
+    encoded = model.encode(text)
+    reading = model.decode(text, encoded, fitted.outputs([encoded])[0])
+    assert [(entity.type, entity.text) for entity in reading.entities] == [("colour", "blue"), ("brand", "adidas")]
+    assert reading.intent.label == "search"
+
+
+def test_the_same_seed_gives_the_same_weights(whole, encoder, tmp_path):
+    again = tagging.fit(config(encoder), joint_rows(), Listener(), Checkpoint(tmp_path, "f"))
+    assert_equal_weights(weights(whole[0]), weights(again))
+
+
+def test_every_epoch_is_recorded(whole):
+    assert [step for step, _ in whole[1].epochs] == [1, 2, 3]
+    assert {"train_loss", "valid_span_f1", "valid_intent_accuracy"} <= set(whole[1].epochs[0][1])
+
+
+def test_a_finished_training_leaves_no_checkpoint(whole):
+    assert not whole[2].directory.exists()
+
+
+@pytest.mark.parametrize("n_steps", [2, 4, 7])
+def test_a_killed_training_goes_on_to_the_same_weights(whole, encoder, tmp_path, n_steps):
+    often = config(encoder, checkpoint_every_s=1e-9)
+    with pytest.raises(RuntimeError):
+        tagging.fit(often, joint_rows(), Listener(n_steps), Checkpoint(tmp_path, "f"))
+    torch.manual_seed(99)
+    listener = Listener()
+    resumed = tagging.fit(often, joint_rows(), listener, Checkpoint(tmp_path, "f", resume=True))
+    assert listener.said == [f"training goes on from step {n_steps - 1} of 12"]
+    assert_equal_weights(weights(whole[0]), weights(resumed))
+
+
+def test_ctrl_c_leaves_a_checkpoint_that_goes_on_to_the_same_weights(whole, encoder, tmp_path):
+    with pytest.raises(KeyboardInterrupt):
+        tagging.fit(config(encoder), joint_rows(), Listener(6, KeyboardInterrupt), Checkpoint(tmp_path, "f"))
+    resumed = tagging.fit(config(encoder), joint_rows(), Listener(), Checkpoint(tmp_path, "f", resume=True))
+    assert_equal_weights(weights(whole[0]), weights(resumed))
+
+
+def test_ctrl_c_within_a_step_waits_for_its_end(encoder, tmp_path, monkeypatch):
+    step = torch.optim.AdamW.step
+
+    def interrupted_step(self, *arguments):
+        signal.raise_signal(signal.SIGINT)
+        return step(self, *arguments)
+
+    monkeypatch.setattr(torch.optim.AdamW, "step", interrupted_step)
+    checkpoint = Checkpoint(tmp_path, "f", resume=True)
+    with pytest.raises(KeyboardInterrupt):
+        tagging.fit(config(encoder), joint_rows(), Listener(), checkpoint)
+    state, _ = load(checkpoint)
+    assert state["position"][:3] == [0, 1, 1]
+
+
+def test_a_checkpoint_of_another_training_is_not_continued(whole, encoder, tmp_path):
+    with pytest.raises(KeyboardInterrupt):
+        tagging.fit(config(encoder), joint_rows(), Listener(2, KeyboardInterrupt), Checkpoint(tmp_path, "other"))
+    listener = Listener()
+    fitted = tagging.fit(config(encoder), joint_rows(), listener, Checkpoint(tmp_path, "f", resume=True))
+    assert "of another configuration or data: training starts from the beginning" in listener.said[0]
+    assert_equal_weights(weights(whole[0]), weights(fitted))
+
+
+def test_a_missing_or_damaged_checkpoint_is_said(tmp_path):
+    checkpoint = Checkpoint(tmp_path, "f", resume=True)
+    assert load(checkpoint) == (None, f"no checkpoint in {tmp_path}: training starts from the beginning")
+    save(checkpoint, {"step": 1})
+    file = tmp_path / "state.pt"
+    file.write_bytes(file.read_bytes()[:100])
+    assert "cannot be read" in load(checkpoint)[1]
+
+
+def test_training_stops_where_valid_gets_no_better(encoder, tmp_path):
+    slow = config(encoder, epochs=9, patience=2, learning_rate=1e-12, head_learning_rate=1e-12)
+    listener = Listener()
+    fitted = tagging.fit(slow, joint_rows(), listener, Checkpoint(tmp_path, "f"))
+    assert fitted.parameters()["epochs_run"] == len(listener.epochs) == 3
+
+
+def test_a_diverging_training_is_refused(encoder, tmp_path):
+    wild = config(encoder, epochs=30, learning_rate=1e30, head_learning_rate=1e30)
+    with pytest.raises(RefusedError, match=r"lower training\.learning_rate"):
+        tagging.fit(wild, joint_rows(), Listener(), Checkpoint(tmp_path, "f"))
+
+
+def test_an_unknown_label_in_valid_counts_as_an_error(encoder, tmp_path):
+    listener = Listener()
+    tagging.fit(config(encoder), joint_rows(valid_label="unheard"), listener, Checkpoint(tmp_path, "f"))
+    assert all(values["valid_intent_accuracy"] <= 0.5 for _, values in listener.epochs)
+
+
+def test_an_intent_network_answers_alike_in_pytorch_and_in_its_bundle(encoder, tmp_path):
+    rows = joint_rows()
+    texts = Splits(
+        IntentRows(tuple(rows.train.requests()), rows.train.labels, "train.csv"),
+        IntentRows(tuple(rows.valid.requests()), rows.valid.labels, "valid.csv"),
+        None,
+    )
+    fitted = fit_intent(config(encoder, "intent", epochs=6), texts, Listener(), Checkpoint(tmp_path / "c", "f"))
+    contents = fitted.write(tmp_path)
+    model, session = open_model(tmp_path, contents), OnnxSession(tmp_path / "model.onnx")
+    text = "where is my order"
+    encoded = model.encode(text)
+    found = session.run({name: array[None] for name, array in encoded.arrays.items()})
+    np.testing.assert_allclose(found["intent_logits"][0], fitted.outputs([encoded])[0]["intent_logits"], atol=1e-5)
+    assert model.decode(text, encoded, {"intent_logits": found["intent_logits"][0]}).intent.label == "order"
+    assert contents.encoder.source == "directory"
+
+
+def test_rows_that_are_too_long_are_counted_before_training(encoder, tmp_path):
+    rows = joint_rows()
+    long = TaggingRows(
+        (("red",) * 20, ("red",) * 30, ("red",)), (("O",) * 20, ("O",) * 30, ("O",)), ("a",) * 3, "test.jsonl"
+    )
+    with pytest.raises(DataError, match=r"test.jsonl has 2 longer rows, the longest of 32; raise model.max_tokens"):
+        tagging.fit(config(encoder), Splits(rows.train, rows.valid, long), Listener(), Checkpoint(tmp_path, "f"))
+
+
+def test_one_label_or_no_tag_cannot_be_learned(encoder, tmp_path):
+    rows = joint_rows().train
+    same = TaggingRows(rows.tokens, rows.tags, ("search",) * len(rows), "train.jsonl")
+    with pytest.raises(DataError, match="at least two labels"):
+        tagging.fit(config(encoder), Splits(same, same, None), Listener(), Checkpoint(tmp_path, "f"))
+    bare = TaggingRows((("red",),), (("O",),), None, "train.jsonl")
+    with pytest.raises(DataError, match="tag at least one word"):
+        tagging.fit(config(encoder), Splits(bare, bare, None), Listener(), Checkpoint(tmp_path, "f"))
+
+
+def test_an_epoch_takes_every_example_once_in_batches_of_like_length(encoder):
+    reader = SubwordEncoder(Path(encoder) / "tokenizer.json", 16)
+    requests = [reader.encode("red " * n) for n in (1, 9, 1, 9, 1, 9, 1, 9)]
+    batches = shuffled_batches(requests, 4, (13, 0))
+    assert sorted(np.concatenate(batches)) == list(range(8))
+    assert all(len({requests[index].length for index in batch}) == 1 for batch in batches)
+    again = shuffled_batches(requests, 4, (13, 0))
+    assert all(np.array_equal(one, other) for one, other in zip(batches, again, strict=True))
+    assert [len(batch) for batch in sorted_batches(requests, 22)] == [4, 2, 2]
+
+
+def test_the_learning_rate_rises_to_its_peak_and_falls_towards_zero():
+    rates = [_rate(step, 10, 0.2) for step in range(10)]
+    assert rates == pytest.approx([1 / 2, 1, 1, 7 / 8, 6 / 8, 5 / 8, 4 / 8, 3 / 8, 2 / 8, 1 / 8])
+    assert _rate(0, 10, 0.0) == 1
