@@ -11,11 +11,12 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from models.errors import InputError, RankyardError, WorkspaceError
+from models.errors import InputError, RankyardError
 
 if TYPE_CHECKING:
     from registry.tracking import Tracking
     from registry.workspace import Workspace
+    from serving.runtime.protocol import ServedModel
 
 VERSION = "0.1.0"
 FAMILIES = ("intent", "tagging", "ranking")
@@ -59,7 +60,7 @@ def _refuse(error: RankyardError) -> int:
 def _missing_package(error: ModuleNotFoundError) -> RankyardError:
     return InputError(
         f"this command needs the package {error.name}, which is not installed; "
-        "pip install 'rankyard[serve]' to serve, 'rankyard[train]' to train and promote, 'rankyard[triton]' to run Triton"
+        "pip install 'rankyard[serve]' to serve, 'rankyard[train]' to train and promote, 'rankyard[triton]' for Triton"
     )
 
 
@@ -137,7 +138,8 @@ def _models(options: argparse.Namespace) -> Answer:
         lines.append(model["name"])
         for version in model["versions"]:
             metrics = ", ".join(f"{name} {value:.4f}" for name, value in version["metrics"].items())
-            lines.append(f"  {version['version']:>3}  {version['created'][:19]}  {roles.get(version['version'], ''):<10} {metrics}")
+            number = version["version"]
+            lines.append(f"  {number:>3}  {version['created'][:19]}  {roles.get(number, ''):<10} {metrics}")
     return {"models": models, "text": "\n".join(lines) or "no models yet; make one with `rankyard train`"}
 
 
@@ -161,15 +163,127 @@ def _rollback(options: argparse.Namespace) -> Answer:
 
 def _decision(answer: Answer) -> Answer:
     lines = [
-        f"  {'passed' if gate['passed'] else 'FAILED':<7} {gate['name']:<16} {gate['detail']}" for gate in answer["gates"]
+        f"  {'passed' if gate['passed'] else 'FAILED':<7} {gate['name']:<16} {gate['detail']}"
+        for gate in answer["gates"]
     ]
     return {**answer, "text": "\n".join([f"{answer['name']}/{answer['version']} {answer['decision']}", *lines])}
+
+
+def _predict(options: argparse.Namespace) -> Answer:
+    from serving.gateway.predict import predict
+
+    lines = [*options.texts, *(_lines(Path(options.file)) if options.file else ())]
+    if not lines:
+        raise InputError("predict needs at least one TEXT or --file, got none")
+    n_failed = 0
+    for answer in predict(_served(options), lines):
+        print(json.dumps(answer), flush=True)
+        n_failed += "error" in answer
+    if n_failed:
+        raise InputError(f"every line must be a request that the model can answer, {n_failed} of {len(lines)} are not")
+    return {}
+
+
+def _served(options: argparse.Namespace) -> ServedModel:
+    from registry.deployment import resolve
+    from registry.references import parse
+    from serving.runtime.protocol import ServedModel
+
+    if isinstance(parse(options.ref), Path):
+        return ServedModel(*resolve(_workspace(options).deployment, options.ref))
+    tracking = _tracking(options)
+    found = tracking.locate(options.ref)
+    return ServedModel(found.name, found.version, tracking.fetch(found))
+
+
+def _lines(file: Path) -> list[str]:
+    try:
+        return [line for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"--file must be a readable file in UTF-8, got {file} ({error})") from error
+
+
+def _check(options: argparse.Namespace) -> Answer:
+    from training.check import check_data, check_workspace
+
+    if options.what == "workspace":
+        found = check_workspace(_workspace(options))
+        bad = [sentence for sentence in found.values() if sentence != "ok"]
+        lines = [f"  {name:<28} {verdict}" for name, verdict in found.items()] or ["  nothing in it yet"]
+        decision = {"decision": "refused"} if bad else {}
+        return {"checked": found, "ok": not bad, **decision, "text": "\n".join([options.workspace, *lines])}
+    if options.data is None:
+        raise InputError("check data needs --data DIR, got none")
+    report = check_data(Path(options.data))
+    lines = [f"{report.family} data in {options.data}"]
+    for split, figures in report.splits.items():
+        shown = ", ".join(f"{name} {value}" for name, value in figures.items() if name != "sha256")
+        lines.append(f"  {split:<6} {shown}")
+    lines += [f"  warning: {warning}" for warning in report.warnings]
+    return {**asdict(report), "text": "\n".join(lines)}
+
+
+def _deploy(options: argparse.Namespace) -> Answer:
+    from serving.triton.config import TritonSettings
+    from serving.triton.repository import deploy
+
+    deployed = deploy(
+        _workspace(options).deployment, options.names, Path(options.repository), TritonSettings(), options.triton_url
+    )
+    models = [
+        {"name": one.name, "version": one.version, "path": str(one.path), "ready": one.is_ready} for one in deployed
+    ]
+    lines = [
+        f"{one.name}/{one.version} in {one.path}" + (", loaded and proved" if one.is_ready else "") for one in deployed
+    ]
+    return {"models": models, "text": "\n".join(lines)}
+
+
+def _triton(options: argparse.Namespace) -> Answer:
+    from serving.triton import server
+
+    directory = _workspace(options).triton
+    if options.what == "down":
+        was_running = server.down(directory)
+        return {"running": False, "text": "Triton has ended" if was_running else "no Triton server runs here"}
+    if options.what == "up":
+        _workspace(options).open()
+        server.up(directory, Path(options.repository) if options.repository else directory / "repository")
+    running = server.status(directory)
+    if running is None:
+        return {"running": False, "text": "no Triton server runs here"}
+    is_ready = server.is_ready(running.http)
+    state = "ready" if is_ready else "not ready"
+    text = (
+        f"Triton is {state}: http {running.http}, grpc {running.grpc}, metrics {running.metrics}, process {running.pid}"
+    )
+    return {"running": True, "ready": is_ready, **asdict(running), "text": text}
+
+
+def _serve(options: argparse.Namespace) -> Answer:
+    from models.config import read, validate
+    from serving.gateway.config import GatewayConfig
+    from serving.gateway.server import run
+    from serving.triton.server import status
+
+    config = validate(GatewayConfig, read(options.config))
+    workspace = _workspace(options)
+    run(
+        config,
+        workspace.deployment,
+        options.runtime,
+        options.host,
+        options.port,
+        local_triton=lambda: status(workspace.triton),
+        say=lambda line: print(line, file=sys.stderr, flush=True),
+    )
+    return {}
 
 
 def _ui(options: argparse.Namespace) -> Answer:
     tracking = _tracking(options)
     print(f"MLflow UI of {tracking.uri} on http://{options.host}:{options.port}, Ctrl-C ends it", file=sys.stderr)
-    os.execv(sys.executable, [sys.executable, "-m", *tracking.ui_command(options.host, options.port)])
+    os.execv(sys.executable, [sys.executable, "-m", *tracking.ui_command(options.host, options.port)])  # noqa: S606 - no shell wanted
 
 
 COMMON = argparse.ArgumentParser(add_help=False)
@@ -211,14 +325,16 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument("--config", required=True, metavar="FILE", help="a YAML file, or the name of a shipped one")
     train.add_argument("--data", required=True, metavar="DIR", help="holds train, valid and test files")
     train.add_argument("--name", help="the registered model's name (default: the task)")
-    train.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override a key, e.g. training.epochs=3")
+    train.add_argument(
+        "--set", action="append", default=[], metavar="KEY=VALUE", help="override a key, e.g. training.epochs=3"
+    )
     train.add_argument("--resume", action="store_true", help="go on from the checkpoint of a training that was stopped")
 
     evaluate = command("evaluate", _evaluate, "measure a model on a labelled file")
     evaluate.add_argument("ref", metavar="REF", help=REF_HELP)
     evaluate.add_argument("--data", required=True, metavar="FILE")
 
-    predict = command("predict", _predict, "answer texts or ranking requests as the gateway would, one JSON object a line")
+    predict = command("predict", _predict, "answer as the gateway would, one JSON object a line")
     predict.add_argument("ref", metavar="REF", help=REF_HELP)
     predict.add_argument("texts", nargs="*", metavar="TEXT")
     predict.add_argument("--file", metavar="FILE", help="a text a line; for ranking a /v1/rank request a line")

@@ -1,7 +1,6 @@
 """`golden.json`: requests with the exact tensors in and out, which every runtime must repeat before it serves.
 
-Every row is run alone, a batch of one: dynamic INT8 scales its activations by the whole batch, so that neighbours
-change its last digits. Missing (NaN) is `null`.
+Every row is run alone, a batch of one. Missing (NaN) is `null`.
 """
 
 from __future__ import annotations

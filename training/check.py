@@ -20,7 +20,7 @@ from training.data.files import find_splits, read_source
 from training.data.jsonl import objects
 from training.data.splits import IntentRows, Problems, RankingRows, Splits, TaggingRows
 from training.evaluate import AnyRows
-from training.line import FAMILIES
+from training.line import family_of
 
 _RARE = 5
 """A label with fewer training rows is called rare."""
@@ -38,7 +38,7 @@ class DataReport:
 def check_data(directory: Path) -> DataReport:
     """Read every file as training would; DataError names what training would refuse."""
     config = _config_for(directory)
-    splits: Splits[Any] = FAMILIES[config.task].read(directory, config)
+    splits: Splits[Any] = family_of(config.task).read(directory, config)
     named: Mapping[str, AnyRows] = splits.named()
     warnings = [*splits.notes, *_shared(named), *_labels(named)]
     return DataReport(config.task, {name: _figures(rows) for name, rows in named.items()}, tuple(warnings))

@@ -152,7 +152,8 @@ def _address(process: subprocess.Popen[bytes], log: Path) -> str:
             if word.startswith("http://"):
                 return word
         time.sleep(0.05)
-    raise UnavailableError(f"the gateway must be ready within {_START_TIMEOUT_S:.0f} s, its log says: {log.read_text()!r}")
+    said = " ".join(log.read_text(encoding="utf-8").split())
+    raise UnavailableError(f"the gateway must be ready within {_START_TIMEOUT_S:.0f} s, its log says: {said}")
 
 
 def _counts(shop: demo_shop.DemoShop) -> str:

@@ -177,7 +177,8 @@ def _judge_tags(model: Model, contents: Contents, rows: TaggingRows, answered: S
     tags = tuple(tuple(model.tags(text, one.encoded, one.outputs)) for text, one in zip(texts, answered, strict=True))
     is_joint = rows.labels is not None and contents.labels is not None
     labels, confidences_N = _intents(answered) if is_joint else (None, None)
-    gold = ["\t".join((*row, "" if rows.labels is None else rows.labels[i])) for i, row in enumerate(rows.tags)]
+    # A joint row is the same example as an intent row of its text and label: two such models can be paired.
+    gold = ["\t".join(row) for row in rows.tags] if rows.labels is None else rows.labels
     return _Judged(
         ratios=tagging_metrics(rows.tags, tags, rows.labels if is_joint else None, labels),
         answers={} if labels is None or confidences_N is None else _label_answers(contents, labels, confidences_N),

@@ -1,4 +1,4 @@
-"""How a training tells a person how it goes: progress bars on a terminal, plain lines elsewhere, always standard error."""
+"""How a training tells a person how it goes: bars on a terminal, plain lines elsewhere, always on standard error."""
 
 from __future__ import annotations
 
