@@ -22,6 +22,7 @@ from serving.gateway.telemetry import Telemetry
 from serving.runtime.onnx import OnnxRuntime
 from serving.runtime.protocol import Runtime
 
+_MAX_PORT = 65_535
 _BACKLOG = 2048
 _KEEP_ALIVE_S = 75
 """How long an idle connection stays open; load balancers reuse theirs for about a minute."""
@@ -137,22 +138,26 @@ def _stopping(server: uvicorn.Server) -> Iterator[None]:
 
 def _bind(host: str, port: int) -> socket.socket:
     """Take the port, and listen at once: only that keeps another process from taking it too."""
+    if not 0 <= port <= _MAX_PORT:  # getaddrinfo would take it modulo 65,536
+        raise WorkspaceError(f"a port must be from 0 to {_MAX_PORT}, got {port}; name another one with --port")
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(
             host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
         )[0]
         listener = socket.socket(family, kind, protocol)
-    except (OSError, OverflowError) as error:
-        raise WorkspaceError(f"a gateway must have an address of this machine, got {host}:{port} ({error})") from error
+    except OSError as error:
+        raise WorkspaceError(
+            f"a gateway must have an address of this machine, got {host}:{port} ({error.strerror}); "
+            "name another one with --host"
+        ) from error
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind(address)
         listener.listen(_BACKLOG)
-    except (OSError, OverflowError) as error:
+    except OSError as error:
         listener.close()
-        reason = error.strerror if isinstance(error, OSError) else error
         raise WorkspaceError(
-            f"a gateway must have a port of its own, {host}:{port} cannot be taken ({reason}); "
+            f"a gateway must have a port of its own, {host}:{port} cannot be taken ({error.strerror}); "
             "name another one with --port, or 0 for any free one"
         ) from error
     return listener

@@ -1,0 +1,70 @@
+"""A real gateway in a process of its own, on what a promotion would have published."""
+
+import contextlib
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+
+from registry.deployment import Published, publish
+from tests.bundles import tiny_bundle
+
+PROGRAM = """
+import sys
+from pathlib import Path
+from models.config import validate
+from models.errors import RankyardError
+from serving.gateway.config import GatewayConfig
+from serving.gateway.server import run
+config = validate(GatewayConfig, eval(sys.argv[2]))
+try:
+    run(config, Path(sys.argv[1]), None, "127.0.0.1", int(sys.argv[3]), say=lambda line: print(line, flush=True))
+except RankyardError as error:
+    print(error.message, file=sys.stderr)
+    sys.exit(error.exit_status)
+"""
+
+
+@pytest.fixture(scope="session")
+def deployment(tmp_path_factory) -> Path:
+    directory = tmp_path_factory.mktemp("deployment")
+    bundles = tmp_path_factory.mktemp("bundles")
+    publish(directory, "shop-query", {"champion": Published("3", tiny_bundle(bundles, "intent"))})
+    publish(directory, "shop-ltr", {"champion": Published("2", tiny_bundle(bundles, "ranking"))})
+    return directory
+
+
+def start(deployment: Path, config: dict | None = None, port: int = 0) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-c", PROGRAM, str(deployment), repr(config or {}), str(port)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=Path(__file__).parents[3],
+    )
+
+
+@contextlib.contextmanager
+def gateway(deployment: Path, config: dict | None = None) -> Iterator[httpx.Client]:
+    """A client of a gateway that is ended by SIGTERM, and must then end well and have said nothing on stderr."""
+    process = start(deployment, config)
+    try:
+        line = process.stdout.readline()
+        assert line.startswith("ready on http://127.0.0.1:"), process.communicate(timeout=5)
+        with httpx.Client(base_url=line.split()[2].rstrip(","), timeout=10) as client:
+            yield client
+    finally:
+        process.terminate()
+        _, said = process.communicate(timeout=20)
+    assert (process.returncode, said) == (0, "")
+
+
+@pytest.fixture(scope="session")
+def client(deployment) -> Iterator[httpx.Client]:
+    with gateway(
+        deployment, {"limits": {"max_body_bytes": 100_000, "max_queries": 20, "max_candidates": 50}}
+    ) as opened:
+        yield opened

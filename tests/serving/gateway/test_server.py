@@ -1,0 +1,156 @@
+"""The gateway as a process: its start, its end, and what it refuses to start with."""
+
+import json
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import httpx
+import pytest
+
+from models.errors import WorkspaceError
+from serving.gateway import server
+from serving.gateway.config import GatewayConfig
+from tests.serving.gateway.conftest import start
+
+
+def address(process: subprocess.Popen[str]) -> tuple[str, int]:
+    url = httpx.URL(process.stdout.readline().split()[2].rstrip(","))
+    return url.host, url.port
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_finishes_what_was_begun_and_ends_well(deployment, number):
+    process = start(deployment)
+    body = json.dumps({"query": "track my parcel"}).encode()
+    with socket.create_connection(address(process), timeout=10) as caller:
+        caller.sendall(
+            b"POST /v1/understand HTTP/1.1\r\nhost: a\r\nx-deadline-ms: 9000\r\ncontent-length: %d\r\n\r\n" % len(body)
+        )
+        time.sleep(0.1)
+        process.send_signal(number)
+        time.sleep(0.5)
+        assert process.poll() is None
+        caller.sendall(body)
+        answer = b""
+        while received := caller.recv(10_000):
+            answer += received
+    assert answer.startswith(b"HTTP/1.1 200")
+    assert b"order_status" in answer
+    _, said = process.communicate(timeout=10)
+    assert (process.returncode, said) == (0, "")
+
+
+def test_a_stopping_gateway_takes_no_new_connections(deployment):
+    process = start(deployment)
+    host, port = address(process)
+    with socket.create_connection((host, port), timeout=10) as caller:
+        caller.sendall(b"POST /v1/understand HTTP/1.1\r\nhost: a\r\ncontent-length: 5\r\n\r\n")
+        time.sleep(0.1)
+        process.send_signal(signal.SIGTERM)
+        time.sleep(0.5)
+        with pytest.raises(ConnectionRefusedError):
+            socket.create_connection((host, port), timeout=1)
+    process.communicate(timeout=10)
+    assert process.returncode == 0
+
+
+def test_work_that_outlasts_the_drain_is_told_so(deployment):
+    process = start(deployment, {"drain_s": 1})
+    with socket.create_connection(address(process), timeout=10) as caller:
+        caller.sendall(
+            b"POST /v1/understand HTTP/1.1\r\nhost: a\r\nx-deadline-ms: 20000\r\ncontent-length: 50\r\n\r\n{"
+        )
+        time.sleep(0.1)
+        process.send_signal(signal.SIGTERM)
+        answer = caller.recv(10_000)
+    assert answer.startswith(b"HTTP/1.1 503")
+    assert b"retry-after" in answer
+    process.communicate(timeout=10)
+    assert process.returncode == 0
+
+
+def test_a_port_in_use_is_one_sentence_before_any_model_is_loaded(tmp_path: Path):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        process = start(tmp_path / "no-deployment-at-all", port=port)
+        _, said = process.communicate(timeout=20)
+    assert process.returncode == 2
+    assert said.count("\n") == 1
+    assert f"127.0.0.1:{port} cannot be taken" in said
+
+
+@pytest.mark.parametrize(("host", "port"), [("no.such.host.invalid", 0), ("127.0.0.1", 70_000), ("192.0.2.1", 0)])
+def test_an_impossible_address_is_refused(tmp_path: Path, host, port):
+    with pytest.raises(WorkspaceError, match=str(port)):
+        server.run(GatewayConfig(), tmp_path, None, host, port, say=print)
+
+
+def test_nothing_published_is_one_sentence(tmp_path: Path):
+    process = start(tmp_path)
+    _, said = process.communicate(timeout=20)
+    assert process.returncode == 2
+    assert said.count("\n") == 1
+    assert "promote a model first" in said
+
+
+def test_it_lives_but_is_not_ready_before_its_models_are_loaded(deployment, monkeypatch):
+    lines: list[str] = []
+    may_load = threading.Event()
+    listener = server._bind("127.0.0.1", 0)
+    url = server._address(listener)
+    monkeypatch.setattr(server, "_bind", lambda *_: listener)
+    choose = server.choose
+    monkeypatch.setattr(server, "choose", lambda *given: may_load.wait(10) and choose(*given))
+    servers: list[server._Server] = []
+    settings = server._Server.__init__
+    monkeypatch.setattr(
+        server._Server, "__init__", lambda self, *given: (settings(self, *given), servers.append(self))[0]
+    )
+    running = threading.Thread(
+        target=server.run, args=(GatewayConfig(), deployment, None, "127.0.0.1", 0), kwargs={"say": lines.append}
+    )
+    running.start()
+    try:
+        with httpx.Client(base_url=url, timeout=5) as client:
+            assert client.get("/healthz").status_code == 200
+            for unready in (client.get("/readyz"), client.post("/v1/understand", json={"query": "red shoes"})):
+                assert (unready.status_code, unready.json()["error"]["code"]) == (503, "unavailable")
+                assert int(unready.headers["retry-after"]) >= 1
+            assert lines == []
+            may_load.set()
+            give_up_at = time.monotonic() + 10
+            while not lines and time.monotonic() < give_up_at:
+                time.sleep(0.01)
+            assert client.get("/readyz").status_code == 200
+            assert lines == [f"ready on {url}, serving shop-query/3, shop-ltr/2"]
+    finally:
+        may_load.set()
+        servers[0].should_exit = True
+        running.join(10)
+
+
+def test_an_address_of_ip_version_6_is_written_in_brackets():
+    try:
+        listener = server._bind("::1", 0)
+    except WorkspaceError:
+        pytest.skip("this machine has no IPv6 loopback")
+    with listener:
+        assert server._address(listener) == f"http://[::1]:{listener.getsockname()[1]}"
+
+
+def test_a_gateway_machine_needs_no_training_package():
+    heavy = ("torch", "mlflow", "xgboost", "sklearn", "transformers", "pandas", "scipy", "onnx", "tritonclient", "grpc")
+    program = (
+        "import sys, serving.gateway.server\n"
+        f"print([name for name in {heavy!r} if name in sys.modules])\n"
+        "print('swagger_ui_bundle' in sys.modules)"
+    )
+    said = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True, cwd=Path(__file__).parents[3]
+    )
+    assert said.stdout.split("\n")[:2] == ["[]", "False"]
