@@ -27,7 +27,7 @@ class Reference:
 
 def parse(ref: str) -> Reference | Path:
     """Read a REF; a directory that exists wins over a name. InputError where it is none of the three."""
-    if Path(ref).is_dir():
+    if ref and Path(ref).is_dir():
         return Path(ref)
     name, at, alias = ref.partition("@")
     if at and _NAME.fullmatch(name) and _ALIAS.fullmatch(alias):
