@@ -1,4 +1,4 @@
-"""The command line: parse, call one function a command, print, exit. Imports each package on use, so that help is quick."""
+"""The command line: parse, call one function a command, print, exit. Imports on use, so that help is quick."""
 
 from __future__ import annotations
 
@@ -77,11 +77,35 @@ def _tracking(options: argparse.Namespace) -> Tracking:
 
 
 def _demo(options: argparse.Namespace) -> Answer:
+    _install_for_demo()
     from training.demo import run, write_data
 
     if options.data_only:
         return write_data(Path(options.data_only))
     return run(_workspace(options).open(), _call)
+
+
+def _install_for_demo() -> None:
+    """Install what the demo needs beyond a bare `pip install rankyard`: it trains and serves, so both extras."""
+    import importlib.util
+    import subprocess
+    from importlib import metadata
+
+    if all(importlib.util.find_spec(module) for module in ("mlflow", "torch", "uvicorn")):
+        return
+    wanted = [
+        requirement.partition(";")[0].strip()
+        for requirement in metadata.requires("rankyard") or ()
+        if requirement.endswith(('extra == "train"', 'extra == "serve"'))
+    ]
+    print(
+        f"the demo trains and serves: installing the packages of rankyard[train,serve] into {sys.prefix}",
+        file=sys.stderr,
+    )
+    command = [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", *wanted]
+    if subprocess.run(command, stdout=sys.stderr, check=False).returncode:  # noqa: S603 - our own requirements
+        raise InputError("the demo needs the packages of rankyard[train,serve]; pip install 'rankyard[train,serve]'")
+    importlib.invalidate_caches()
 
 
 def _call(arguments: Sequence[str]) -> tuple[int, Answer]:
@@ -134,12 +158,14 @@ def _models(options: argparse.Namespace) -> Answer:
     models = _tracking(options).models(options.name)
     lines = []
     for model in models:
-        roles = {version: alias for alias, version in model["aliases"].items()}
+        roles: dict[str, list[str]] = {}
+        for alias, version in model["aliases"].items():
+            roles.setdefault(version, []).append(alias)
         lines.append(model["name"])
-        for version in model["versions"]:
-            metrics = ", ".join(f"{name} {value:.4f}" for name, value in version["metrics"].items())
-            number = version["version"]
-            lines.append(f"  {number:>3}  {version['created'][:19]}  {roles.get(number, ''):<10} {metrics}")
+        for entry in model["versions"]:
+            metrics = ", ".join(f"{name} {value:.4f}" for name, value in entry["metrics"].items())
+            number = entry["version"]
+            lines.append(f"  {number:>3}  {entry['created'][:19]}  {', '.join(roles.get(number, ())):<22} {metrics}")
     return {"models": models, "text": "\n".join(lines) or "no models yet; make one with `rankyard train`"}
 
 
@@ -266,15 +292,17 @@ def _serve(options: argparse.Namespace) -> Answer:
     from serving.gateway.server import run
     from serving.triton.server import status
 
-    config = validate(GatewayConfig, read(options.config))
+    raw = read(options.config)
+    config = validate(GatewayConfig, raw)
     workspace = _workspace(options)
+    if config.runtime.triton_url is None and (local := status(workspace.triton)) is not None:
+        config = validate(GatewayConfig, raw | {"runtime": (raw.get("runtime") or {}) | {"triton_url": local.grpc}})
     run(
         config,
         workspace.deployment,
         options.runtime,
         options.host,
         options.port,
-        local_triton=lambda: status(workspace.triton),
         say=lambda line: print(line, file=sys.stderr, flush=True),
     )
     return {}

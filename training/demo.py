@@ -150,7 +150,7 @@ def _address(process: subprocess.Popen[bytes], log: Path) -> str:
     while time.monotonic() < give_up_at and process.poll() is None:
         for word in log.read_text(encoding="utf-8").split():
             if word.startswith("http://"):
-                return word
+                return word.rstrip(",")
         time.sleep(0.05)
     said = " ".join(log.read_text(encoding="utf-8").split())
     raise UnavailableError(f"the gateway must be ready within {_START_TIMEOUT_S:.0f} s, its log says: {said}")

@@ -55,6 +55,12 @@ def make_runtime(config: GatewayConfig, name: str | None = None) -> Runtime:
             "leave it out",
             field="runtime.variant",
         )
+    if settings.triton_url is None:
+        raise ConfigError(
+            "runtime.triton_url must name a Triton server's gRPC endpoint, none is named and none runs in the "
+            "workspace; start one with `rankyard triton up`",
+            field="runtime.triton_url",
+        )
     return TritonRuntime(
         settings.triton_url, **({} if settings.n_workers is None else {"n_workers": settings.n_workers})
     )
