@@ -38,7 +38,7 @@ def run(config: GatewayConfig, deployment: Path, runtime_name: str | None, host:
     whatever the configuration's models are refused for.
     """
     with closing(_bind(host, port)) as listener, asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        runner.run(_serve(config, deployment, make_runtime(config, runtime_name), listener, say))
+        runner.run(_serve(config, deployment, runtime_name, listener, say))
 
 
 def make_runtime(config: GatewayConfig, name: str | None = None) -> Runtime:
@@ -66,7 +66,11 @@ def make_runtime(config: GatewayConfig, name: str | None = None) -> Runtime:
     )
 
 
-async def _serve(config: GatewayConfig, deployment: Path, runtime: Runtime, listener: socket.socket, say: Say) -> None:
+async def _serve(
+    config: GatewayConfig, deployment: Path, runtime_name: str | None, listener: socket.socket, say: Say
+) -> None:
+    # Made inside the loop that will use it: gRPC's channel keeps the one that it was made in.
+    runtime = make_runtime(config, runtime_name)
     telemetry = Telemetry()
     app = App(config, telemetry)
     server = _Server(_settings(app, config), app)
