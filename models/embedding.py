@@ -8,8 +8,9 @@ import numpy as np
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
-from models.errors import BundleError
+from models.errors import BundleError, InputError
 from models.session import OnnxSession
+from models.text import CHARACTERS_A_TOKEN
 
 
 class SentenceEncoder:
@@ -19,22 +20,25 @@ class SentenceEncoder:
         try:
             self._tokenizer = Tokenizer.from_file(str(tokenizer_json))
         except Exception as error:  # the Rust tokenizer raises bare Exception
-            raise BundleError(f"{tokenizer_json} must be a tokenizer's JSON, got: {error}; train again") from error
+            raise BundleError(f"{tokenizer_json} must be a tokenizer, got: {error}; train the model again") from error
         self._tokenizer.no_padding()
         self._tokenizer.enable_truncation(max_tokens)
+        self._tokenizer.encode_special_tokens = True
+        self._n_characters = CHARACTERS_A_TOKEN * max_tokens
         self._session = OnnxSession(encoder_onnx, n_threads=n_threads)
 
     def embed(self, text: str) -> NDArray[np.float32]:
-        """The text's vector [E] of length 1.
+        """The text's vector [E] of length 1; InputError where it holds half of a character.
 
-        One text a call: dynamic INT8 takes one activation range a tensor, so in a batch a text's vector would
-        depend on its neighbours, and offline and online would differ.
+        One text a call, so that a vector is the same to the last bit whatever is asked beside it: a batch pads its
+        rows and sums in another order (1e-7), enough to put a pair on the other side of a tree's threshold.
         """
-        encoding = self._tokenizer.encode(text)
-        outputs = self._session.run(
-            {
-                "input_ids": np.array([encoding.ids], dtype=np.int64),
-                "attention_mask": np.array([encoding.attention_mask], dtype=np.int64),
-            }
-        )
+        try:
+            encoding = self._tokenizer.encode(text[: self._n_characters])
+        except UnicodeEncodeError as error:
+            raise InputError(
+                f"a text must be whole Unicode characters, got a lone surrogate at position {error.start}; send UTF-8"
+            ) from error
+        input_ids_BT = np.array([encoding.ids], dtype=np.int64)
+        outputs = self._session.run({"input_ids": input_ids_BT, "attention_mask": np.ones_like(input_ids_BT)})
         return np.asarray(outputs["vector"][0], dtype=np.float32)

@@ -6,7 +6,7 @@ import json
 import shutil
 import threading
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -40,8 +40,10 @@ class PairFeaturizer:
 
     names: tuple[str, ...] = ("cosine", *LEXICAL_NAMES)
     n_features = len(names)
+    rising: frozenset[str] = frozenset(names) - {"first_position", "title_words", "query_words"}
+    """Features of which more is never worse: a ranker that is held to that learns from few queries."""
 
-    def __init__(self, directory: Path, corpus: Corpus, encoder: SentenceEncoder, *, n_cached: int = 50_000) -> None:
+    def __init__(self, directory: Path, corpus: Corpus, encoder: SentenceEncoder, *, n_cached: int) -> None:
         self._directory = directory
         self._corpus = corpus
         self._encoder = encoder
@@ -50,13 +52,15 @@ class PairFeaturizer:
         self._lock = threading.Lock()
 
     @classmethod
-    def load(cls, directory: Path, settings: PairFeatures, *, n_threads: int = 1) -> PairFeaturizer:
+    def load(
+        cls, directory: Path, settings: PairFeatures, *, n_threads: int = 1, n_cached: int = 50_000
+    ) -> PairFeaturizer:
         """Open what `save` wrote; BundleError where a file cannot be read.
 
-        n_threads: cores one embedding may use (0: all).
+        n_threads: cores one embedding may use (0: all). n_cached: texts kept.
         """
         encoder = SentenceEncoder(directory / ENCODER, directory / TOKENIZER, settings.max_tokens, n_threads=n_threads)
-        return cls(directory, _read_corpus(directory / STATISTICS), encoder)
+        return cls(directory, _read_corpus(directory / STATISTICS), encoder, n_cached=n_cached)
 
     def save(self, directory: Path) -> None:
         """Write `features.json`, `encoder.onnx` and `tokenizer.json`."""
@@ -70,6 +74,11 @@ class PairFeaturizer:
         features_DF[:, 0] = _cosines(asked, texts)
         features_DF[:, 1:] = lexical_features(asked.reading, [text.reading for text in texts], self._corpus)
         return features_DF
+
+    def prepare(self, texts: Iterable[str]) -> None:
+        """Compute and keep what `transform` needs of `texts`, about 2 ms each: a catalogue's titles, beforehand."""
+        for text in texts:
+            self._text(text)
 
     def _text(self, text: str) -> _Text:
         with self._lock:

@@ -11,6 +11,7 @@ import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -137,14 +138,14 @@ def _columns(
 
     saturation_D1 = BM25_K1 * (1 - BM25_B + BM25_B * n_words_D / max(corpus.mean_words, 1.0))[:, None]
     # Robertson and Zaragoza 2009, eq. 3.15: idf * tf (k1 + 1) / (tf + k1 (1 - b + b length / mean length)).
-    bm25_D = (counts_DQ * (BM25_K1 + 1) / (counts_DQ + saturation_D1)) @ weights_Q
+    bm25_D = _weighted(counts_DQ * (BM25_K1 + 1) / (counts_DQ + saturation_D1), weights_Q)
 
     first_D = np.full(n_titles, np.nan)
     first_D[title_W[hits_W[::-1]]] = (hits_W - starts_D[title_W[hits_W]])[::-1]
     opening_D = np.array([title.terms[0] == query.terms[0] for title in titles], dtype=np.float64)
     return [
         _word_coverage(query, titles),
-        present_DQ @ weights_Q / weights_Q.sum(),
+        _weighted(present_DQ, weights_Q) / weights_Q.sum(),
         bm25_D,
         n_found_D / (n_terms + n_distinct_D - n_found_D),
         _trigram_coverage(query, titles),
@@ -155,6 +156,12 @@ def _columns(
         opening_D,
         _number_coverage(query, titles),
     ]
+
+
+def _weighted(values_DQ: NDArray[Any], weights_Q: NDArray[np.float64]) -> NDArray[np.float64]:
+    # Not a matrix product: its order of summation, so its last bits, depend on how many titles stand in the list.
+    products_DQ = np.ascontiguousarray(values_DQ * weights_Q, dtype=np.float64)
+    return np.asarray(products_DQ.sum(axis=1))
 
 
 def _word_coverage(query: Reading, titles: Sequence[Reading]) -> NDArray[np.float64]:
@@ -180,7 +187,7 @@ def _fuzzy_coverage(
     similar_QV = cdist(terms, vocabulary, scorer=Indel.normalized_similarity, score_cutoff=_FUZZY_FLOOR, workers=1)
     similar_QW = similar_QV[:, [column[term] for title in titles for term in title.terms]]
     best_QD = np.maximum.reduceat(similar_QW, starts_D, axis=1)
-    return np.asarray(weights_Q @ best_QD / weights_Q.sum(), dtype=np.float64)
+    return np.asarray(_weighted(best_QD.T, weights_Q) / weights_Q.sum())
 
 
 def _longest_run(found_W: NDArray[np.int64], title_W: NDArray[np.int64], n_titles: int) -> NDArray[np.float64]:
