@@ -1,6 +1,6 @@
-"""Fine-tuned networks: from rows and a pretrained encoder to what the line exports, and the fit of an intent network.
+"""Fine-tuned networks: from rows and a pretrained encoder to what the line exports, for intent and for tagging.
 
-Shapes: C intent labels, K tags, T tokens.
+Shapes: N examples, T tokens of a text, W words.
 """
 
 from __future__ import annotations
@@ -13,23 +13,26 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from models.answers import Reading
 from models.batch import Arrays, Encoded
 from models.errors import DataError, InputError
 from models.intent import IntentModel
 from models.manifest import Contents, Signature, SubwordText, TensorSpec
-from models.metrics import intent_metrics
+from models.metrics import intent_metrics, tagging_metrics
 from models.model import TOKENIZER
 from models.networks.transformer import TransformerNetwork, load_encoder
+from models.tagging import TaggingModel
 from models.text import SubwordEncoder
 from registry.bundle import MODEL
-from training.config import IntentTransformerConfig, NetworkTraining, TransformerModel
+from training.config import IntentTransformerConfig, NetworkTraining, TaggingTransformerConfig, TransformerModel
+from training.data.labels import known_labels, known_tags
 from training.data.splits import IntentRows, Splits, TaggingRows
 from training.encoder import CONFIG, resolve
 from training.export import network_to_onnx
 from training.fit import Checkpoint, Recorder
-from training.loop import Examples, Score, predict, train
+from training.loop import IGNORED, Examples, Score, predict, train
 
 _ANY_LENGTH = 2**20
 
@@ -95,7 +98,7 @@ class FittedNetwork:
         return self.facts
 
 
-def draft(
+def _draft(
     model: TransformerModel, training: NetworkTraining, *, labels: Sequence[str] = (), tags: Sequence[str] = ()
 ) -> Draft:
     """Load the pretrained encoder and put untrained heads on it, seeded; tags, where given, make it a tagger."""
@@ -122,7 +125,7 @@ def fit_intent(
 ) -> FittedNetwork:
     """Fine-tune an encoder with an intent head, stopped early on the accuracy of the valid rows."""
     labels = known_labels(splits.train.labels, splits.train.file)
-    drafted = draft(config.model, config.training, labels=labels)
+    drafted = _draft(config.model, config.training, labels=labels)
     model = IntentModel(drafted.contents, drafted.reader)
     encoded = drafted.encode(splits, model.encode)
     valid = splits.valid
@@ -132,32 +135,80 @@ def fit_intent(
             model.decode(text, one, answer)
             for text, one, answer in zip(valid.texts, encoded["valid"], outputs, strict=True)
         ]
-        ratios = intent_metrics(valid.labels, labels_of(readings))
+        ratios = intent_metrics(valid.labels, _labels_of(readings))
         return Score(ratios["accuracy"].value, {f"valid_{name}": ratio.value for name, ratio in ratios.items()})
 
-    examples = Examples(encoded["train"], intents=label_indices(splits.train.labels, labels))
+    examples = Examples(encoded["train"], intents=_label_indices(splits.train.labels, labels))
     signature = drafted.contents.signature
     facts = train(drafted.network, signature, examples, encoded["valid"], score, config.training, recorder, checkpoint)
     return FittedNetwork(drafted, facts)
 
 
-def known_labels(labels: Sequence[str], file: str) -> tuple[str, ...]:
-    """Give the different labels in alphabetical order; DataError where there is only one."""
-    known = tuple(sorted(set(labels)))
-    if len(known) < 2:
-        raise DataError(f"{file} must have rows of at least two labels, all of them are {known[0]!r}")
-    return known
+def fit_tagging(
+    config: TaggingTransformerConfig, splits: Splits[TaggingRows], recorder: Recorder, checkpoint: Checkpoint
+) -> FittedNetwork:
+    """Fine-tune an encoder with a tag head, and an intent head where rows have labels.
+
+    Stopped early on the valid rows' span_f1, or on the mean of span_f1 and intent_accuracy.
+    """
+    rows, valid = splits.train, splits.valid
+    labels = known_labels(rows.labels, rows.file) if rows.labels is not None else ()
+    tags = known_tags(rows.tags, rows.file)
+    drafted = _draft(config.model, config.training, labels=labels, tags=tags)
+    model = TaggingModel(drafted.contents, drafted.reader)
+    encoded = drafted.encode(splits, model.encode)
+    texts = valid.requests()
+
+    def score(outputs: list[Arrays]) -> Score:
+        answered = list(zip(texts, encoded["valid"], outputs, strict=True))
+        predicted_tags = [model.tags(*one) for one in answered]
+        predicted_labels = _labels_of([model.decode(*one) for one in answered]) if labels else None
+        ratios = tagging_metrics(valid.tags, predicted_tags, valid.labels, predicted_labels)
+        main = [ratios[name].value for name in ("span_f1", "intent_accuracy") if name in ratios]
+        return Score(sum(main) / len(main), {f"valid_{name}": ratio.value for name, ratio in ratios.items()})
+
+    examples = Examples(
+        encoded["train"],
+        intents=_label_indices(rows.labels, labels) if rows.labels is not None else None,
+        tags=_targets(encoded["train"], rows.tags, tags),
+    )
+    facts = train(
+        drafted.network,
+        drafted.contents.signature,
+        examples,
+        encoded["valid"],
+        score,
+        config.training,
+        recorder,
+        checkpoint,
+    )
+    return FittedNetwork(drafted, facts)
 
 
-def label_indices(labels: Sequence[str], known: Sequence[str]) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
+def _label_indices(labels: Sequence[str], known: Sequence[str]) -> NDArray[np.int64]:
     """Give the place in `known` of every label [N]."""
     places = {label: index for index, label in enumerate(known)}
     return np.array([places[label] for label in labels], dtype=np.int64)
 
 
-def labels_of(readings: Sequence[Reading]) -> list[str]:
+def _labels_of(readings: Sequence[Reading]) -> list[str]:
     """Give the label of every reading; "" where a reading has no intent."""
     return [reading.intent.label if reading.intent is not None else "" for reading in readings]
+
+
+def _targets(
+    encoded: Sequence[Encoded], tags: Sequence[Sequence[str]], known: Sequence[str]
+) -> list[NDArray[np.int64]]:
+    """For every text [N] the tag of each of its tokens [T]: a word's tag at its first token, IGNORED elsewhere."""
+    places = {tag: index for index, tag in enumerate(known)}
+    targets = []
+    for one, tags_W in zip(encoded, tags, strict=True):
+        target_T = np.full(one.length, IGNORED, dtype=np.int64)
+        for first, tag in zip(one.first_pieces, tags_W, strict=True):
+            if first >= 0:
+                target_T[first] = places[tag]
+        targets.append(target_T)
+    return targets
 
 
 def _signature(n_labels: int, n_tags: int, pad: int) -> Signature:

@@ -214,16 +214,6 @@ def test_rows_that_are_too_long_are_counted_before_training(encoder, tmp_path):
         tagging.fit(config(encoder), Splits(rows.train, rows.valid, long), Listener(), Checkpoint(tmp_path, "f"))
 
 
-def test_one_label_or_no_tag_cannot_be_learned(encoder, tmp_path):
-    rows = joint_rows().train
-    same = TaggingRows(rows.tokens, rows.tags, ("search",) * len(rows), "train.jsonl")
-    with pytest.raises(DataError, match="at least two labels"):
-        tagging.fit(config(encoder), Splits(same, same, None), Listener(), Checkpoint(tmp_path, "f"))
-    bare = TaggingRows((("red",),), (("O",),), None, "train.jsonl")
-    with pytest.raises(DataError, match="tag at least one word"):
-        tagging.fit(config(encoder), Splits(bare, bare, None), Listener(), Checkpoint(tmp_path, "f"))
-
-
 def test_an_epoch_takes_every_example_once_in_batches_of_like_length(encoder):
     reader = SubwordEncoder(Path(encoder) / "tokenizer.json", 16)
     requests = [reader.encode("red " * n) for n in (1, 9, 1, 9, 1, 9, 1, 9)]

@@ -19,7 +19,12 @@ def write(directory, **splits):
 
 def test_all_splits_are_read_and_unknown_values_counted(tmp_path):
     strange = {"tokens": ["cotton"], "tags": ["B-material"], "label": "unheard"}
-    write(tmp_path, train=[{**ROW, "label": "search"}] * 3, valid=[{**ROW, "label": "search"}], test=[strange] * 2)
+    write(
+        tmp_path,
+        train=[{**ROW, "label": "search"}, {**ROW, "label": "search"}, {**ROW, "label": "order"}],
+        valid=[{**ROW, "label": "search"}],
+        test=[strange] * 2,
+    )
     splits = read(tmp_path, CONFIG)
     assert [len(rows) for rows in splits.named().values()] == [3, 1, 2]
     assert splits.train.requests()[0] == "red shoes"
@@ -37,9 +42,21 @@ def test_a_part_of_train_is_held_out_where_valid_is_absent(tmp_path):
 
 
 def test_labels_in_some_files_only_are_refused(tmp_path):
-    write(tmp_path, train=[{**ROW, "label": "search"}], valid=[ROW])
+    write(tmp_path, train=[{**ROW, "label": "search"}, {**ROW, "label": "order"}], valid=[ROW])
     with pytest.raises(DataError, match=r"train\.jsonl has it and valid\.jsonl does not"):
         read(tmp_path, CONFIG)
+
+
+@pytest.mark.parametrize(
+    ("rows", "rule"),
+    [
+        ([{**ROW, "label": "search"}] * 2, "at least two labels"),
+        ([{"tokens": ["red"], "tags": ["O"]}], "tag at least one word"),
+    ],
+)
+def test_rows_with_nothing_to_learn_are_refused(tmp_path, rows, rule):
+    with pytest.raises(DataError, match=rule):
+        read(write(tmp_path, train=rows, valid=rows), CONFIG)
 
 
 def test_conll_files_are_read_too(tmp_path):

@@ -47,6 +47,14 @@ def known_labels(labels: Iterable[str], file: str) -> tuple[str, ...]:
     return known
 
 
+def known_tags(tags: Iterable[Sequence[str]], file: str) -> tuple[str, ...]:
+    """Give `O`, then the other tags of train in alphabetical order; DataError where there are no others."""
+    others = sorted({tag for sentence in tags for tag in sentence} - {"O"})
+    if not others:
+        raise DataError(f"{file} must tag at least one word, all tags are O")
+    return ("O", *others)
+
+
 def unknown_note(what: str, train: Iterable[str], split: Mapping[str, Iterable[str]]) -> tuple[str, ...]:
     """Count, for each file of `split`, the values that train does not have; one sentence a file that has any.
 
