@@ -17,7 +17,7 @@ from models.errors import InputError, NotFoundError, RefusedError
 from registry import deployment
 from registry.deployment import Published
 from registry.gates import Evidence, Gate, GatesConfig, judge
-from registry.references import check_alias
+from registry.references import check_alias, check_name
 from registry.tracking import CANDIDATE, Tracking, Version
 
 CHAMPION, PREVIOUS = "champion", "previous"
@@ -54,7 +54,7 @@ def promote(
     if check_alias(to) in _OWN_ALIASES:
         raise InputError(f"--to must not be {to}, which rankyard sets itself; champion is the usual one")
     config = gates or GatesConfig()
-    with tracking.workspace.lock(f"promote-{name}"):
+    with tracking.workspace.lock(f"promote-{check_name(name)}"):
         aliases = tracking.aliases(name)
         chosen = _choose(tracking, name, version)
         if not dry_run:
@@ -80,7 +80,7 @@ def rollback(tracking: Tracking, name: str) -> Decision:
 
     RefusedError where there is no previous champion.
     """
-    with tracking.workspace.lock(f"promote-{name}"):
+    with tracking.workspace.lock(f"promote-{check_name(name)}"):
         aliases = tracking.aliases(name)
         back, current = aliases.get(PREVIOUS), aliases.get(CHAMPION)
         if back is None or current is None or back == current:

@@ -9,7 +9,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
-from models.errors import UnavailableError, WorkspaceError
+from models.errors import RankyardError, UnavailableError, WorkspaceError
 from models.manifest import SplitDigest
 from registry.connection import translated
 
@@ -59,6 +59,7 @@ class Run:
 
     def progress(self, stage: str, done: int, total: int) -> None:
         """Nothing: a bar is for the person who waits."""
+        del stage, done, total
 
     def say(self, sentence: str) -> None:
         """Keep the line for the run's `log.txt`."""
@@ -131,7 +132,7 @@ class Run:
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+        self, _kind: type[BaseException] | None, error: BaseException | None, _traceback: TracebackType | None
     ) -> None:
         if error is None:
             self.finish()
@@ -140,7 +141,7 @@ class Run:
             if isinstance(error, Exception):
                 self.tags({"error": f"{type(error).__name__}: {error}"[:5000]})
             self.finish("FAILED" if isinstance(error, Exception) else "KILLED")
-        except (UnavailableError, WorkspaceError):
+        except RankyardError:
             return  # The error on its way says more than that its record could not be written.
 
     def _flush(self) -> None:

@@ -9,7 +9,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 _PACKAGES = (
-    "mlflow", "numpy", "onnx", "onnxruntime", "scikit-learn", "tokenizers", "torch", "transformers", "xgboost",
+    "mlflow", "numpy", "onnx", "onnxruntime", "rankyard", "scikit-learn", "tokenizers", "torch", "transformers",
+    "xgboost",
 )  # fmt: skip
 
 

@@ -125,6 +125,8 @@ def test_what_cannot_be_promoted_is_one_sentence(tracking: Tracking) -> None:
         promote(tracking, "wrong", "7")
     with pytest.raises(NotFoundError, match="got 'nobody'"):
         promote(tracking, "nobody")
+    with pytest.raises(InputError, match="a model's name"):
+        promote(tracking, "../wrong")
     for alias in ("candidate", "previous"):
         with pytest.raises(InputError, match=alias):
             promote(tracking, "wrong", to=alias)

@@ -84,6 +84,7 @@ def test_a_resumed_training_goes_on_in_its_own_run(tracking: Tracking, client: M
         with tracking.training("tagging", "resumed", resume=fingerprint if resume else None) as run:
             run.tags({"rankyard.fingerprint": fingerprint})
             run.parameters({"training": {"epochs": 3}})
+            run.datasets("resumed", {"train": SplitDigest(file="train.jsonl", rows=6, sha256="1" * 64)})
             if fails:
                 raise KeyboardInterrupt
         return run.id
