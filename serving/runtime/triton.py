@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -19,10 +20,19 @@ from serving.triton.config import DIGEST
 from serving.triton.tensors import DATATYPES, as_declared, batches, joined
 
 _LOAD_TIMEOUT_S = 30.0
+_MAX_BYTES = 2**31 - 1
+_OPTIONS = [
+    ("grpc.max_send_message_length", _MAX_BYTES),
+    ("grpc.max_receive_message_length", _MAX_BYTES),
+    # gRPC's own two minutes would keep a gateway down long after its server is back.
+    ("grpc.initial_reconnect_backoff_ms", 200),
+    ("grpc.min_reconnect_backoff_ms", 200),
+    ("grpc.max_reconnect_backoff_ms", 2_000),
+]
 
 
 class TritonRuntime:
-    """Runs batches on a Triton server that `rankyard deploy` has filled.
+    """Runs batches on a Triton server that `rankyard deploy` has filled; belongs to the event loop of its first call.
 
     url: HOST:PORT of its gRPC endpoint. n_workers: batches in flight at once; the server's own queue takes over there.
     """
@@ -30,30 +40,29 @@ class TritonRuntime:
     def __init__(self, url: str, n_workers: int = 4) -> None:
         self.n_workers = n_workers
         self._url = url.removeprefix("grpc://")
-        self._client = triton.InferenceServerClient(self._url)
         self._max_rows: dict[str, int] = {}
 
     async def load(self, model: ServedModel) -> None:
         """Expect this very bundle on the server, and prove it on its golden rows.
 
-        UnavailableError: no server. NotFoundError: not deployed, or another bundle. ParityError: other answers.
+        UnavailableError: no server. DeadlineError: a silent one. NotFoundError: not deployed, or another bundle.
+        ParityError: other answers.
         """
-        config = (await self._call(self._client.get_model_config(model.name, model.version, as_json=True), model))[
-            "config"
-        ]
-        digest = config.get("parameters", {}).get(DIGEST, {}).get("string_value")
+        config = await self._config(model)
+        digest = config.get("parameters", {}).get(DIGEST, {}).get("string_value", "another model")
         if digest != model.bundle.digest:
             raise NotFoundError(
                 f"Triton at {self._url} must serve the bundle {model.bundle.digest[:12]} as {model.ref}, it has "
-                f"{str(digest)[:12]}; run `rankyard deploy {model.name}`"
+                f"{digest[:13]}; run `rankyard deploy {model.name}`"
             )
-        self._max_rows[model.bundle.digest] = int(config["max_batch_size"])
+        max_rows = int(config["max_batch_size"])
         loop = asyncio.get_running_loop()
 
         def run(arrays: Arrays) -> Arrays:
-            return asyncio.run_coroutine_threadsafe(self.infer(model, arrays, timeout_s=_LOAD_TIMEOUT_S), loop).result()
+            return asyncio.run_coroutine_threadsafe(self._run(model, arrays, max_rows, _LOAD_TIMEOUT_S), loop).result()
 
         await asyncio.to_thread(golden.check, model.bundle, model.bundle.variant, run)
+        self._max_rows[model.bundle.digest] = max_rows
 
     async def infer(self, model: ServedModel, inputs: Arrays, *, timeout_s: float) -> dict[str, NDArray[np.generic]]:
         """Run one batch, in parts where it is larger than the server takes; DeadlineError after `timeout_s`."""
@@ -62,12 +71,29 @@ class TritonRuntime:
             raise UnavailableError(
                 f"{model.ref} must be loaded before it runs, the runtime is without it; start it again"
             )
-        parts = [self._infer(model, part, timeout_s) for part in batches(inputs, max_rows)]
-        return joined(await asyncio.gather(*parts))
+        return await self._run(model, inputs, max_rows, timeout_s)
 
     async def close(self) -> None:
         """Close the connection."""
-        await self._client.close()
+        self._max_rows.clear()
+        if "_client" in vars(self):
+            await self._client.close()
+
+    @cached_property
+    def _client(self) -> Any:
+        # Made on first use: a connection belongs to the event loop that runs when it is made.
+        return triton.InferenceServerClient(self._url, channel_args=_OPTIONS)
+
+    async def _config(self, model: ServedModel) -> dict[str, Any]:
+        request = self._client.get_model_config(model.name, model.version, as_json=True, client_timeout=_LOAD_TIMEOUT_S)
+        config: dict[str, Any] = (await self._call(request, model, _LOAD_TIMEOUT_S))["config"]
+        return config
+
+    async def _run(
+        self, model: ServedModel, inputs: Arrays, max_rows: int, timeout_s: float
+    ) -> dict[str, NDArray[np.generic]]:
+        parts = [self._infer(model, part, timeout_s) for part in batches(inputs, max_rows)]
+        return joined([await parts[0]] if len(parts) == 1 else await asyncio.gather(*parts))
 
     async def _infer(self, model: ServedModel, arrays: Arrays, timeout_s: float) -> dict[str, NDArray[np.generic]]:
         signature = model.bundle.manifest.signature
@@ -81,7 +107,7 @@ class TritonRuntime:
         answer = await self._call(request, model, timeout_s)
         return as_declared({spec.name: answer.as_numpy(spec.name) for spec in signature.outputs}, signature)
 
-    async def _call(self, request: Awaitable[Any], model: ServedModel, timeout_s: float = _LOAD_TIMEOUT_S) -> Any:
+    async def _call(self, request: Awaitable[Any], model: ServedModel, timeout_s: float) -> Any:
         try:
             return await request
         except InferenceServerException as error:

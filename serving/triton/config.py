@@ -6,24 +6,30 @@ https://github.com/triton-inference-server/server/blob/main/docs/user_guide/mode
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 from models.manifest import Signature, TensorSpec
-from registry.bundle import VARIANTS, Bundle
+from registry.bundle import Bundle
 
 Backend = Literal["onnxruntime", "python"]
 
 DIGEST = "rankyard.digest"
+"""The parameter that says which bundle is served."""
+
 _TYPES = {"int64": "TYPE_INT64", "float32": "TYPE_FP32"}
+_WARM_TOKENS = 16
+_WARM_DOCUMENTS = 32
 
 
 @dataclass(frozen=True, slots=True)
 class TritonSettings:
     """How Triton runs a model.
 
-    max_rows: rows of one batch, texts or documents of several lists; larger requests are split by the client.
-    max_queue_delay_us: how long Triton may hold a request back to join others to it (microseconds).
+    backend: `onnxruntime`, as NVIDIA's containers have it, or `python`, which runs ONNX Runtime through `model.py`.
+    max_batch_size, max_documents: rows of one batch, texts or documents of several lists; the client splits what is
+    larger. max_queue_delay_us: how long Triton may hold a request back to join others to it (microseconds).
     n_instances: copies of the model, each on one thread.
     """
 
@@ -33,63 +39,50 @@ class TritonSettings:
     max_queue_delay_us: int = 200
     n_instances: int = 2
 
-    def max_rows(self, signature: Signature) -> int:
-        """Triton's `max_batch_size` for a layout: rows are texts under `rows`, documents under `concat`."""
-        return self.max_batch_size if signature.layout == "rows" else self.max_documents
-
 
 def config_pbtxt(name: str, version: str, bundle: Bundle, settings: TritonSettings) -> str:
     """Write the configuration that serves exactly `version` of `name`."""
     signature = bundle.manifest.signature
-    variant = bundle.variant
+    is_rows = signature.layout == "rows"
+    max_rows = settings.max_batch_size if is_rows else settings.max_documents
     # INT8 is slower by an order of magnitude on a GPU (onnxruntime #10267), so that it stays on the CPU.
-    kind = "KIND_CPU" if variant == "int8" or settings.backend == "python" else "KIND_AUTO"
-    warm_rows = 1 if signature.layout == "rows" else min(32, settings.max_documents)
+    kind = "KIND_CPU" if bundle.variant == "int8" else "KIND_AUTO"
     parts = [
         f"name: {_quoted(name)}",
         f"backend: {_quoted(settings.backend)}",
-        f"max_batch_size: {settings.max_rows(signature)}",
-        f"default_model_filename: {_quoted(_model_filename(variant, settings.backend))}",
+        f"max_batch_size: {max_rows}",
         *(_tensor("input", spec) for spec in signature.inputs),
         *(_tensor("output", spec) for spec in signature.outputs),
         f"dynamic_batching {{ max_queue_delay_microseconds: {settings.max_queue_delay_us} }}",
         f"instance_group [ {{ kind: {kind} count: {settings.n_instances} }} ]",
         f"version_policy {{ specific {{ versions: [ {version} ] }} }}",
-        _warmup(signature, warm_rows),
+        # A warm-up batch beyond max_batch_size would never end.
+        _warmup(signature, 1 if is_rows else min(_WARM_DOCUMENTS, max_rows)),
         _parameter("intra_op_thread_count", "1"),
         _parameter("inter_op_thread_count", "1"),
         _parameter(DIGEST, bundle.digest),
-        _parameter("rankyard.model_file", VARIANTS[variant]),
     ]
     return "\n".join(parts) + "\n"
 
 
-def _model_filename(variant: str, backend: Backend) -> str:
-    return "model.py" if backend == "python" else VARIANTS[variant]
-
-
 def _tensor(role: str, spec: TensorSpec) -> str:
     """Declare a tensor without its first axis, which Triton counts as the batch; a bare number needs a reshape."""
-    dims = list(spec.shape[1:])
+    dims = spec.shape[1:]
     reshape = "" if dims else " reshape { shape: [ ] }"
-    declared = f"name: {_quoted(spec.name)} data_type: {_TYPES[spec.dtype]} dims: {_dims(dims or [1])}{reshape}"
+    declared = f"name: {_quoted(spec.name)} data_type: {_TYPES[spec.dtype]} dims: {_dims(dims or (1,))}{reshape}"
     return f"{role} [ {{ {declared} }} ]"
 
 
-def _warmup(signature: Signature, rows: int) -> str:
+def _warmup(signature: Signature, n_rows: int) -> str:
     inputs = " ".join(
         f"inputs {{ key: {_quoted(spec.name)} value: {{ data_type: {_TYPES[spec.dtype]} "
-        f"dims: {_dims([_WARM_LENGTH if size < 0 else size for size in spec.shape[1:]])} zero_data: true }} }}"
+        f"dims: {_dims([_WARM_TOKENS if size < 0 else size for size in spec.shape[1:]])} zero_data: true }} }}"
         for spec in signature.inputs
     )
-    return f'model_warmup [ {{ name: "zeros" batch_size: {rows} {inputs} }} ]'
+    return f'model_warmup [ {{ name: "zeros" batch_size: {n_rows} {inputs} }} ]'
 
 
-_WARM_LENGTH = 16
-"""Tokens of the text that warms an instance up."""
-
-
-def _dims(sizes: list[int]) -> str:
+def _dims(sizes: Sequence[int]) -> str:
     return "[ " + ", ".join(map(str, sizes)) + " ]"
 
 

@@ -1,4 +1,4 @@
-"""The few requests that a deployment makes of a Triton server over HTTP: ready, load, infer.
+"""The few requests that a deployment makes of a Triton server over HTTP: ready, load, unload, infer.
 
 Tensors travel in the binary extension of the Open Inference Protocol, since JSON has no NaN.
 https://github.com/triton-inference-server/server/blob/main/docs/protocol/extension_binary_data.md
@@ -6,9 +6,11 @@ https://github.com/triton-inference-server/server/blob/main/docs/protocol/extens
 
 from __future__ import annotations
 
+import http.client
 import json
 import urllib.error
 import urllib.request
+from contextlib import suppress
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,22 +21,31 @@ from models.manifest import Signature
 from serving.triton.tensors import DATATYPES, as_declared, batches, joined
 
 _HEADER_LENGTH = "Inference-Header-Content-Length"
+_LOAD_TIMEOUT_S = 120.0
 
 
 class TritonHttp:
-    """A server's HTTP address: `http://HOST:PORT` or `HOST:PORT`."""
+    """A server's HTTP address: `http://HOST:PORT` or `HOST:PORT`.
+
+    timeout_s: how long it may be silent; two minutes where it loads a model. Every call raises UnavailableError
+    where no server answers, RankyardError with the server's reason where it refuses.
+    """
 
     def __init__(self, url: str, *, timeout_s: float = 15.0) -> None:
         self._url = (url if "://" in url else f"http://{url}").rstrip("/")
         self._timeout_s = timeout_s
 
     def expect_ready(self) -> None:
-        """Raise UnavailableError unless the server is ready."""
+        """Return where the server is ready to take models."""
         self._send("/v2/health/ready", None)
 
     def load(self, name: str) -> None:
-        """Load a model, or load it anew; RankyardError with the server's reason where it cannot."""
-        self._send(f"/v2/repository/models/{name}/load", b"{}")
+        """Load a model, or load it anew: what was loaded before answers until then, and for good where this fails."""
+        self._send(f"/v2/repository/models/{name}/load", b"{}", timeout_s=max(self._timeout_s, _LOAD_TIMEOUT_S))
+
+    def unload(self, name: str) -> None:
+        """Stop serving a model; its instances end soon after."""
+        self._send(f"/v2/repository/models/{name}/unload", b"{}")
 
     def infer(self, name: str, version: str, arrays: Arrays, signature: Signature) -> dict[str, NDArray[np.generic]]:
         """Run one batch, in as many requests as the model's `max_batch_size` asks for."""
@@ -72,21 +83,32 @@ class TritonHttp:
             length += size
         return as_declared(outputs, signature)
 
-    def _send(self, path: str, body: bytes | None, header_length: int | None = None) -> tuple[bytes, int]:
+    def _send(
+        self, path: str, body: bytes | None, header_length: int | None = None, timeout_s: float | None = None
+    ) -> tuple[bytes, int]:
         """Give the answer's body, and how much of it is JSON."""
         headers = {"content-type": "application/json"}
         if header_length is not None:
             headers = {"content-type": "application/octet-stream", _HEADER_LENGTH: str(header_length)}
-        request = urllib.request.Request(self._url + path, body, headers)  # noqa: S310 - the address is the person's own
         try:
-            with urllib.request.urlopen(request, timeout=self._timeout_s) as response:  # noqa: S310
+            request = urllib.request.Request(self._url + path, body, headers)  # noqa: S310 - the person's own address
+            with urllib.request.urlopen(request, timeout=timeout_s or self._timeout_s) as response:  # noqa: S310
                 content = response.read()
                 return content, int(response.headers.get(_HEADER_LENGTH, len(content)))
         except urllib.error.HTTPError as error:
-            reason = " ".join(error.read().decode(errors="replace").split())
-            raise RankyardError(f"Triton at {self._url} refused {path}: {reason or error.reason}") from error
-        except (OSError, ValueError) as error:
+            raise RankyardError(
+                f"Triton at {self._url} must accept {path}, it refused: {_reason(error)}; its log may say more"
+            ) from error
+        except (OSError, ValueError, http.client.HTTPException) as error:
             why = error.reason if isinstance(error, urllib.error.URLError) else error
             raise UnavailableError(
-                f"a Triton server must answer on {self._url}, got: {why}; start one with `rankyard triton up`"
+                f"a Triton server must answer HTTP on {self._url}, got: {why}; start one with `rankyard triton up`"
             ) from error
+
+
+def _reason(error: urllib.error.HTTPError) -> str:
+    """Triton's own words, `{"error": ...}`, on one line."""
+    body = error.read().decode(errors="replace")
+    with suppress(ValueError, TypeError, KeyError):  # a proxy's page, or none
+        body = str(json.loads(body)["error"])
+    return " ".join(body.split()).rstrip(".;") or str(error.reason)

@@ -1,7 +1,13 @@
-"""A Triton model repository made of bundles: written aside, flushed, renamed, loaded, and proved after loading."""
+"""A Triton model repository made of bundles: written aside, flushed, renamed, loaded, and proved after loading.
+
+- `NAME/config.pbtxt`: which version is served, and by which backend;
+- `NAME/VERSION/model.onnx`: the bundle's own choice of float32 and int8;
+- `NAME/VERSION/model.py`: runs it for Triton's Python backend; the onnxruntime backend has no use for it.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import tempfile
@@ -12,15 +18,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from models.batch import Arrays, collate, split
-from models.errors import ParityError, WorkspaceError
+from models.errors import ParityError, RankyardError, WorkspaceError
 from registry import golden
-from registry.bundle import VARIANTS, Bundle, sha256
+from registry.bundle import Bundle, sha256
 from registry.deployment import resolve
 from serving.triton.config import TritonSettings, config_pbtxt
 from serving.triton.http import TritonHttp
 
 CONFIG = "config.pbtxt"
-_BACKEND_MODEL = Path(__file__).parent / "backend_model.py"
+MODEL = "model.onnx"
+
+_BACKEND_MODEL = "model.py"
+_BACKEND_SOURCE = Path(__file__).parent / "backend_model.py"
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,55 +42,75 @@ class Deployed:
     is_ready: bool
 
 
+@dataclass(frozen=True, slots=True)
+class Written:
+    """What `write` has done: a version's directory, whether it is new, and the text of `config.pbtxt` before."""
+
+    path: Path
+    is_new: bool
+    previous_config: str | None
+
+
 def deploy(
     deployment: Path, names: list[str], repository: Path, settings: TritonSettings, triton_url: str | None = None
 ) -> list[Deployed]:
     """Write the champions of `names`, and where there is a server load them and prove their answers.
 
-    All bundles are verified before the first is written. UnavailableError where the server cannot be reached,
-    ParityError where its answers differ: the version served before is loaded again then.
+    All bundles are verified before the first is written. triton_url: the server's HTTP address; UnavailableError where
+    it cannot be reached, and whatever `install` refuses a model for.
     """
     resolved = [resolve(deployment, f"{name}@champion") for name in names]
-    server = None if triton_url is None else TritonHttp(triton_url)
-    if server is not None:
-        server.expect_ready()
-    done = []
-    for name, version, bundle in resolved:
-        path, previous_config = write(repository, name, version, bundle, settings)
-        if server is not None:
-            try:
-                server.load(name)
-                prove(server, name, version, bundle)
-            except Exception:
-                _restore(repository / name / CONFIG, previous_config)
-                if previous_config is not None:
-                    server.load(name)
-                raise
-        done.append(Deployed(name, version, path, is_ready=server is not None))
-    return done
+    if triton_url is None:
+        return [
+            Deployed(name, version, write(repository, name, version, bundle, settings).path, is_ready=False)
+            for name, version, bundle in resolved
+        ]
+    server = TritonHttp(triton_url)
+    server.expect_ready()
+    return [
+        Deployed(name, version, install(server, repository, name, version, bundle, settings), is_ready=True)
+        for name, version, bundle in resolved
+    ]
 
 
-def write(
-    repository: Path, name: str, version: str, bundle: Bundle, settings: TritonSettings
-) -> tuple[Path, str | None]:
+def install(
+    server: TritonHttp, repository: Path, name: str, version: str, bundle: Bundle, settings: TritonSettings
+) -> Path:
+    """Write a version, load it and prove its answers; gives its directory.
+
+    RankyardError where the server cannot load it, ParityError where it answers otherwise than the bundle: the
+    repository is then as it was, and the server serves what it served before.
+    """
+    written = write(repository, name, version, bundle, settings)
+    try:
+        server.load(name)
+        prove(server, name, version, bundle)
+    except BaseException:
+        _undo(server, repository / name, written)
+        raise
+    return written.path
+
+
+def write(repository: Path, name: str, version: str, bundle: Bundle, settings: TritonSettings) -> Written:
     """Put `version` of `name` into the repository, whole or not at all.
 
-    Gives the version's directory and the text of the `config.pbtxt` that was there before. A version that stands
-    already is never overwritten: WorkspaceError where its file differs.
+    A version that stands already is never overwritten: WorkspaceError where its model is another one.
     """
     config = config_pbtxt(name, version, bundle, settings)
-    model_directory = repository / name
+    directory = repository / name
+    path = directory / version
     try:
-        model_directory.mkdir(parents=True, exist_ok=True)
-        _place_version(model_directory / version, bundle, settings)
-        previous = model_directory / CONFIG
-        before = previous.read_text(encoding="utf-8") if previous.exists() else None
+        directory.mkdir(parents=True, exist_ok=True)
+        is_new = _place(path, bundle)
+        previous = directory / CONFIG
+        previous_config = previous.read_text(encoding="utf-8") if previous.exists() else None
         _replace(previous, config)
     except OSError as error:
         raise WorkspaceError(
-            f"a model repository must be a directory that can be written, got {repository} ({error.strerror})"
+            f"a model repository must be a directory that can be written, got {repository} ({error.strerror}); "
+            "name another one with --repository or free some space"
         ) from error
-    return model_directory / version, before
+    return Written(path, is_new, previous_config)
 
 
 def prove(server: TritonHttp, name: str, version: str, bundle: Bundle) -> None:
@@ -107,46 +136,62 @@ def prove(server: TritonHttp, name: str, version: str, bundle: Bundle) -> None:
                 )
 
 
-def _place_version(target: Path, bundle: Bundle, settings: TritonSettings) -> None:
-    files = {VARIANTS[bundle.variant]: bundle.model_file()}
-    if settings.backend == "python":
-        files["model.py"] = _BACKEND_MODEL
+def _undo(server: TritonHttp, directory: Path, written: Written) -> None:
+    """Take a version back. The failure that led here is the one to tell, whatever the server says to this."""
+    if written.previous_config is None:
+        (directory / CONFIG).unlink()
+    else:
+        _replace(directory / CONFIG, written.previous_config)
+    with contextlib.suppress(RankyardError):
+        if written.previous_config is None:
+            server.unload(directory.name)
+        else:
+            server.load(directory.name)
+    if written.is_new:
+        shutil.rmtree(written.path)
+    if written.previous_config is None and not any(directory.iterdir()):
+        directory.rmdir()
+
+
+def _place(target: Path, bundle: Bundle) -> bool:
+    """Put a version's files in place; whether they are new. `model.py` is this program's own, and kept up to date."""
+    source = _BACKEND_SOURCE.read_text(encoding="utf-8")
     if target.exists():
-        for name, source in files.items():
-            if not (target / name).exists() or sha256(target / name) != sha256(source):
-                raise WorkspaceError(
-                    f"{target} must hold {name} of the bundle {bundle.digest[:12]}, it holds another one; versions are "
-                    "never overwritten, remove the directory or promote a new version"
-                )
-        return
+        found = sha256(target / MODEL) if (target / MODEL).exists() else "nothing"
+        if found != (wanted := sha256(bundle.model_file())):
+            raise WorkspaceError(
+                f"{target / MODEL} must have sha256 {wanted}, as the bundle has it, it has {found}; a version is "
+                "never overwritten, remove the directory or promote a new version"
+            )
+        _replace(target / _BACKEND_MODEL, source)
+        return False
     aside = Path(tempfile.mkdtemp(prefix=".", dir=target.parent))
     try:
-        for name, source in files.items():
-            shutil.copyfile(source, aside / name)
-            _flush(aside / name)
+        shutil.copyfile(bundle.model_file(), aside / MODEL)
+        _flush(aside / MODEL)
+        _replace(aside / _BACKEND_MODEL, source)
         aside.chmod(0o755)
-        _flush(aside)
         aside.rename(target)
         _flush(target.parent)
     finally:
         shutil.rmtree(aside, ignore_errors=True)
+    return True
 
 
 def _replace(path: Path, text: str) -> None:
+    """Write aside, flush, rename: a server reads the old file or the new one, never half of either."""
     with tempfile.NamedTemporaryFile("w", prefix=".", dir=path.parent, delete=False, encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    Path(file.name).chmod(0o644)
-    Path(file.name).replace(path)
+        aside = Path(file.name)
+        try:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+            aside.chmod(0o644)
+            aside.replace(path)
+        except BaseException:
+            aside.unlink(missing_ok=True)
+            raise
     _flush(path.parent)
-
-
-def _restore(path: Path, text: str | None) -> None:
-    if text is None:
-        path.unlink(missing_ok=True)
-    else:
-        _replace(path, text)
 
 
 def _flush(path: Path) -> None:

@@ -1,33 +1,32 @@
-"""A Triton server on this machine, without a container: the one that `nvidia-pytriton` brings, or one on the path."""
+"""A Triton server of this machine's own, without a container: started, found again, ended."""
 
 from __future__ import annotations
 
-import importlib.util
+import fcntl
 import json
 import os
-import shutil
 import signal
 import socket
-import stat
-import subprocess
-import sys
-import sysconfig
 import time
-import urllib.error
 import urllib.request
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from models.errors import UnavailableError, WorkspaceError
+from serving.triton.binary import find_binary
 
 _READY_TIMEOUT_S = 60.0
+_EXIT_TIMEOUT_S = 10
 _STOP_TIMEOUT_S = 30.0
 _HOST = "127.0.0.1"
+_USUAL_PORTS = (8000, 8001, 8002)
 
 
 @dataclass(frozen=True, slots=True)
 class Running:
-    """A server that was started here: its process and its addresses (HOST:PORT)."""
+    """A server that was started here: its process, its addresses (HOST:PORT) and its model repository."""
 
     pid: int
     http: str
@@ -36,71 +35,45 @@ class Running:
     repository: str
 
 
-@dataclass(frozen=True, slots=True)
-class _Binary:
-    """What starts a server, with the environment and arguments that this installation needs."""
-
-    path: Path
-    environment: dict[str, str]
-    arguments: tuple[str, ...] = ()
-
-
 def up(directory: Path, repository: Path) -> Running:
-    """Start a server on free loopback ports and wait until it is live; gives the running one if there is one.
+    """Start a server on this machine alone and wait until it is ready; gives the running one if there is one.
 
-    directory: holds the server's state, backends and log. UnavailableError where no binary is installed, or where it
-    ends or stays silent for a minute (the log's last lines are in the message).
+    It takes Triton's usual ports (8000, 8001, 8002) when all three are free, other ones otherwise. Several processes
+    may call this at once: all get the same server. directory: holds the server's state, backends and log.
+    UnavailableError where no server is installed, or where it ends or stays silent for a minute (the message has the
+    end of its log); WorkspaceError where the one that runs serves another repository.
     """
-    if (running := status(directory)) is not None:
-        if Path(running.repository) != repository.absolute():
-            raise WorkspaceError(
-                f"one server runs in {directory}, it serves {running.repository}; `rankyard triton down` ends it"
-            )
-        return running
-    directory.mkdir(parents=True, exist_ok=True)
-    repository.mkdir(parents=True, exist_ok=True)
-    binary = _find_binary(directory)
-    http, grpc, metrics = _free_ports(3)
-    command = [
-        str(binary.path),
-        *binary.arguments,
-        f"--model-repository={repository.absolute()}",
-        "--model-control-mode=explicit",
-        f"--http-address={_HOST}",
-        f"--http-port={http}",
-        f"--grpc-address={_HOST}",
-        f"--grpc-port={grpc}",
-        f"--metrics-address={_HOST}",
-        f"--metrics-port={metrics}",
-        "--allow-gpu-metrics=false",
-        "--exit-timeout-secs=10",
-    ]
-    log = _log(directory)
-    with log.open("wb") as output:
-        process = subprocess.Popen(  # noqa: S603 - our own command line
-            command, stdout=output, stderr=output, env=os.environ | binary.environment, start_new_session=True
-        )
-    running = Running(
-        process.pid, f"{_HOST}:{http}", f"{_HOST}:{grpc}", f"{_HOST}:{metrics}", str(repository.absolute())
-    )
-    _wait_until_live(process, running, log)
-    _state(directory).write_text(json.dumps(asdict(running)) + "\n", encoding="utf-8")
-    return running
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        repository.mkdir(parents=True, exist_ok=True)
+        with _lock(directory):
+            running = status(directory)
+            if running is None:
+                return _start(directory, repository.absolute())
+            if Path(running.repository) != repository.absolute():
+                raise WorkspaceError(
+                    f"one server at a time runs in {directory}, it serves {running.repository}; end it with "
+                    "`rankyard triton down`"
+                )
+            _wait_until_ready(directory, running)
+            return running
+    except OSError as error:
+        raise WorkspaceError(
+            f"a Triton server must have a directory that can be written, got {error.filename or directory} "
+            f"({error.strerror}); name another --workspace or --repository"
+        ) from error
 
 
 def down(directory: Path) -> bool:
-    """End the server that `up` started, waiting for it; False where none ran."""
-    running = status(directory)
-    _state(directory).unlink(missing_ok=True)
-    if running is None:
+    """End the server that `up` started and wait for it; False where none ran."""
+    if not _state(directory).exists():
         return False
-    os.kill(running.pid, signal.SIGTERM)
-    give_up_at = time.monotonic() + _STOP_TIMEOUT_S
-    while _is_ours(running.pid):
-        if time.monotonic() > give_up_at:
-            os.kill(running.pid, signal.SIGKILL)
-        time.sleep(0.05)
-    return True
+    with _lock(directory):
+        running = status(directory)
+        if running is not None:
+            _end(running)
+        _state(directory).unlink(missing_ok=True)
+        return running is not None
 
 
 def status(directory: Path) -> Running | None:
@@ -111,7 +84,7 @@ def status(directory: Path) -> Running | None:
         return None
     except (OSError, ValueError, TypeError) as error:
         raise WorkspaceError(f"{_state(directory)} must be as `triton up` wrote it, got: {error}; remove it") from error
-    return running if _is_ours(running.pid) else None
+    return running if _lives(running) else None
 
 
 def is_ready(http: str) -> bool:
@@ -119,100 +92,134 @@ def is_ready(http: str) -> bool:
     try:
         with urllib.request.urlopen(f"http://{http}/v2/health/ready", timeout=2):
             return True
-    except (urllib.error.URLError, OSError):
-        return False
-
-
-def log_tail(directory: Path, n_lines: int = 5) -> str:
-    """Last lines of the server's log."""
-    lines = _log(directory).read_text(encoding="utf-8", errors="replace").splitlines()
-    return (
-        " | ".join(line for line in lines if line.strip())[-2000:]
-        if len(lines) <= n_lines
-        else " | ".join(lines[-n_lines:])
-    )
-
-
-def _find_binary(directory: Path) -> _Binary:
-    """Find `tritonserver`: on the path (a container's own installation), or in the wheel of nvidia-pytriton."""
-    if (installed := shutil.which("tritonserver")) is not None:
-        return _Binary(Path(installed), {})
-    spec = importlib.util.find_spec("pytriton")
-    if spec is None or not spec.submodule_search_locations:
-        raise UnavailableError(
-            "a Triton server needs the program tritonserver, none is on the path; "
-            "pip install 'rankyard[triton]', or run this in an nvcr.io/nvidia/tritonserver container"
-        )
-    package = Path(spec.submodule_search_locations[0])
-    site_packages = package.parent
-    libraries = [sysconfig.get_config_var("LIBDIR"), str(site_packages / "nvidia_pytriton.libs")]
-    environment = {
-        # The backend's interpreter ignores PYTHONPATH; it looks for its packages where the first python3 on the path does.
-        "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)]),
-        "LD_LIBRARY_PATH": ":".join(filter(None, [*libraries, os.environ.get("LD_LIBRARY_PATH")])),
-        "PYTHONHOME": sys.base_prefix,
-    }
-    backends = _write_backends(package / "tritonserver", directory / "backends")
-    return _Binary(package / "tritonserver" / "bin" / "tritonserver", environment, (f"--backend-directory={backends}",))
-
-
-def _write_backends(tritonserver: Path, backends: Path) -> Path:
-    """Lay the wheel's Python backend and its stub for this Python side by side, as the server wants them."""
-    version = f"{sys.version_info.major}.{sys.version_info.minor}"
-    stub = tritonserver / "python_backend_stubs" / version / "triton_python_backend_stub"
-    if not stub.exists():
-        raise UnavailableError(
-            f"nvidia-pytriton must bring a backend for Python {version}, it has none; use 3.8 to 3.12"
-        )
-    target = backends / "python"
-    shutil.copytree(tritonserver / "backends" / "python", target, dirs_exist_ok=True)
-    copied = Path(shutil.copy2(stub, target / stub.name))
-    copied.chmod(copied.stat().st_mode | stat.S_IXUSR | stat.S_IXGRP | stat.S_IXOTH)
-    return backends
-
-
-def _wait_until_live(process: subprocess.Popen[bytes], running: Running, log: Path) -> None:
-    give_up_at = time.monotonic() + _READY_TIMEOUT_S
-    while time.monotonic() < give_up_at:
-        if is_ready(running.http):
-            return
-        if process.poll() is not None:
-            raise UnavailableError(
-                f"Triton must stay up, it ended with status {process.returncode}; {log} says: {log_tail(log.parent)}"
-            )
-        time.sleep(0.05)
-    process.kill()
-    process.wait()
-    raise UnavailableError(
-        f"Triton must be ready within {_READY_TIMEOUT_S:.0f} s, it was not; {log} says: {log_tail(log.parent)}"
-    )
-
-
-def _is_ours(pid: int) -> bool:
-    """Whether the process lives and is a Triton server: ids are used again, and a stranger is never ended."""
-    try:
-        if os.waitpid(pid, os.WNOHANG)[0] == pid:
-            return False
-    except ChildProcessError:
-        pass  # started by an earlier command: not our child, still our server
-    try:
-        command = Path(f"/proc/{pid}/cmdline").read_bytes()
-        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
     except OSError:
         return False
-    return b"tritonserver" in command and state != "Z"
 
 
-def _free_ports(count: int) -> list[int]:
-    """Ports that are free now; held together while they are chosen, so that all differ."""
-    sockets = [socket.socket() for _ in range(count)]
+def _start(directory: Path, repository: Path) -> Running:
+    binary = find_binary(directory)
+    ports = _ports(_USUAL_PORTS) or _ports((0, 0, 0))
+    if ports is None:
+        raise UnavailableError(f"a Triton server needs three free ports on {_HOST}, none were found; end a program")
+    http, grpc, metrics = ports
+    command = [
+        str(binary.path),
+        *binary.arguments,
+        f"--model-repository={repository}",
+        "--model-control-mode=explicit",
+        "--disable-auto-complete-config",
+        f"--http-address={_HOST}",
+        _http_port(http),
+        f"--grpc-address={_HOST}",
+        f"--grpc-port={grpc}",
+        f"--metrics-address={_HOST}",
+        f"--metrics-port={metrics}",
+        "--allow-gpu-metrics=false",
+        f"--exit-timeout-secs={_EXIT_TIMEOUT_S}",
+    ]
+    log = (str(_log(directory)), os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
     try:
-        for one in sockets:
-            one.bind((_HOST, 0))
-        return [int(one.getsockname()[1]) for one in sockets]
-    finally:
-        for one in sockets:
-            one.close()
+        pid = os.posix_spawn(
+            binary.path,
+            command,
+            os.environ | binary.environment,
+            file_actions=[
+                (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0),
+                (os.POSIX_SPAWN_OPEN, 1, *log),
+                (os.POSIX_SPAWN_DUP2, 1, 2),
+            ],
+            setsid=True,  # Ctrl-C is for the command, which ends the server itself where it must
+        )
+    except OSError as error:
+        raise UnavailableError(
+            f"a Triton server must be a program that can be started, {binary.path} cannot ({error.strerror}); "
+            "install rankyard[triton] again"
+        ) from error
+    running = Running(pid, f"{_HOST}:{http}", f"{_HOST}:{grpc}", f"{_HOST}:{metrics}", str(repository))
+    try:
+        _write_state(directory, running)
+        _wait_until_ready(directory, running)
+    except BaseException:
+        _end(running)
+        _state(directory).unlink(missing_ok=True)
+        raise
+    return running
+
+
+def _end(running: Running) -> None:
+    give_up_at = time.monotonic() + _STOP_TIMEOUT_S
+    with suppress(ProcessLookupError):
+        os.kill(running.pid, signal.SIGTERM)
+        while _lives(running):
+            if time.monotonic() > give_up_at:
+                os.kill(running.pid, signal.SIGKILL)
+            time.sleep(0.05)
+
+
+def _wait_until_ready(directory: Path, running: Running) -> None:
+    give_up_at = time.monotonic() + _READY_TIMEOUT_S
+    while not is_ready(running.http):
+        problem = None
+        if not _lives(running):
+            problem = "stay up, it has ended"
+        elif time.monotonic() > give_up_at:
+            problem = f"be ready within {_READY_TIMEOUT_S:.0f} s, it was not"
+        if problem is not None:
+            log = _log(directory)
+            raise UnavailableError(f"a Triton server must {problem}; {log} ends with: {_tail(log)}")
+        time.sleep(0.05)
+
+
+def _tail(log: Path) -> str:
+    """The last errors of a log, or its last lines where it has none, on one line."""
+    text = log.read_text(encoding="utf-8", errors="replace") if log.exists() else ""
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    errors = [line for line in lines if line.startswith(("E", "error", "F"))]
+    return " | ".join((errors or lines)[-3:])[-1000:] or "nothing"
+
+
+def _lives(running: Running) -> bool:
+    """Whether the process lives and is this very server: ids are used again, and a stranger is never ended."""
+    with suppress(ChildProcessError):  # started by an earlier command: not our child, still our server
+        os.waitpid(running.pid, os.WNOHANG)
+    try:
+        command = Path(f"/proc/{running.pid}/cmdline").read_bytes().split(b"\0")
+    except OSError:
+        return False
+    # A process that has ended but was not waited for has an empty command line.
+    return _http_port(int(running.http.rpartition(":")[2])).encode() in command
+
+
+def _http_port(port: int) -> str:
+    return f"--http-port={port}"
+
+
+def _ports(wanted: Sequence[int]) -> tuple[int, ...] | None:
+    """Give these ports where all are free (0: any free one), None otherwise; all are held until all are known."""
+    with ExitStack() as stack:
+        sockets = [stack.enter_context(socket.socket()) for _ in wanted]
+        try:
+            for one, port in zip(sockets, wanted, strict=True):
+                # Connections of an earlier server that are about to close do not matter.
+                one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                one.bind((_HOST, port))
+        except OSError:
+            return None
+        return tuple(int(one.getsockname()[1]) for one in sockets)
+
+
+@contextmanager
+def _lock(directory: Path) -> Iterator[None]:
+    """Wait until nobody else starts or ends the server of `directory`."""
+    with (directory / "server.lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def _write_state(directory: Path, running: Running) -> None:
+    aside = directory / ".server.json"
+    aside.write_text(json.dumps(asdict(running)) + "\n", encoding="utf-8")
+    aside.replace(_state(directory))
 
 
 def _state(directory: Path) -> Path:

@@ -3,17 +3,24 @@
 import asyncio
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from functools import partial
+from typing import Any
 
 import numpy as np
 import pytest
 
+from models.answers import Reading
 from models.batch import Encoded, collate, split
 from models.errors import DeadlineError, RankyardError, UnavailableError
 from models.model import open_model
+from models.ranking import RankRequest
 from registry import golden
 from serving.runtime.onnx import OnnxRuntime
 from serving.runtime.protocol import Runtime, ServedModel
-from tests.bundles import FEATURES, tiny_bundle
+from serving.runtime.triton import TritonRuntime
+from tests.bundles import FEATURES, PHRASES, tiny_bundle
+from tests.serving.gateway.bundles import joint_bundle
+from tests.triton_server import TritonServer
 
 Open = Callable[[Sequence[ServedModel]], AbstractAsyncContextManager[Runtime]]
 
@@ -27,12 +34,25 @@ async def onnx(_models: Sequence[ServedModel]) -> AsyncIterator[Runtime]:
         await runtime.close()
 
 
-RUNTIMES: dict[str, Open] = {"onnx": onnx}
+@asynccontextmanager
+async def triton(server: TritonServer, models: Sequence[ServedModel]) -> AsyncIterator[Runtime]:
+    await asyncio.to_thread(server.serve, models)
+    runtime = TritonRuntime(server.running.grpc)
+    try:
+        yield runtime
+    finally:
+        await runtime.close()
+
+
+RUNTIMES: dict[str, Callable[[pytest.FixtureRequest], Open]] = {
+    "onnx": lambda _request: onnx,
+    "triton": lambda request: partial(triton, request.getfixturevalue("triton_server")),
+}
 
 
 @pytest.fixture(params=sorted(RUNTIMES))
 def open_runtime(request) -> Open:
-    return RUNTIMES[request.param]
+    return RUNTIMES[request.param](request)
 
 
 @pytest.fixture(scope="module")
@@ -41,14 +61,19 @@ def intent(tmp_path_factory) -> ServedModel:
 
 
 @pytest.fixture(scope="module")
+def joint(tmp_path_factory) -> ServedModel:
+    return ServedModel("tiny-joint", "1", joint_bundle(tmp_path_factory.mktemp("joint")))
+
+
+@pytest.fixture(scope="module")
 def ranking(tmp_path_factory) -> ServedModel:
     return ServedModel("tiny-ranking", "1", tiny_bundle(tmp_path_factory.mktemp("ranking"), "ranking"))
 
 
-def test_a_runtime_repeats_the_golden_rows(open_runtime, intent, ranking):
+def test_a_runtime_repeats_the_golden_rows(open_runtime, intent, joint, ranking):
     async def ask():
-        async with open_runtime([intent, ranking]) as runtime:
-            for model in (intent, ranking):
+        async with open_runtime([intent, joint, ranking]) as runtime:
+            for model in (intent, joint, ranking):
                 await runtime.load(model)
                 signature = model.bundle.manifest.signature
                 for row in golden.read(model.bundle):
@@ -63,10 +88,10 @@ def test_a_runtime_repeats_the_golden_rows(open_runtime, intent, ranking):
     asyncio.run(ask())
 
 
-def test_a_batch_of_n_equals_n_singles(open_runtime, intent, ranking):
+def test_a_batch_of_n_equals_n_singles(open_runtime, intent, joint, ranking):
     async def ask():
-        async with open_runtime([intent, ranking]) as runtime:
-            for model in (intent, ranking):
+        async with open_runtime([intent, joint, ranking]) as runtime:
+            for model in (intent, joint, ranking):
                 await runtime.load(model)
                 signature = model.bundle.manifest.signature
                 requests = [row.encoded for row in golden.read(model.bundle)]
@@ -76,9 +101,62 @@ def test_a_batch_of_n_equals_n_singles(open_runtime, intent, ranking):
                 for request, answer in zip(requests, together, strict=True):
                     alone = await runtime.infer(model, collate([request], signature), timeout_s=5)
                     for name, array in split(alone, [request], signature)[0].items():
-                        np.testing.assert_allclose(answer[name], array, atol=1e-5)
+                        # Outputs of tokens are padded to the longest text of the batch.
+                        found = answer[name][: array.shape[0]] if array.ndim else answer[name]
+                        np.testing.assert_allclose(found, array, atol=1e-5)
 
     asyncio.run(ask())
+
+
+QUERIES = [*(text for texts in PHRASES.values() for text in texts), "", "Red, NEW balance shoes", "where is it"]
+CANDIDATES = [
+    RankRequest(
+        ids=("a", "b", "c", "d", "e"),
+        features={
+            "price": np.array([20, np.nan, 20, np.inf, 0], dtype=np.float32),
+            "popularity": np.array([1.5, 1.3, 1.5, 3, np.nan], dtype=np.float32),
+        },
+    ),
+    RankRequest(ids=("a", "b", "c"), query_features={"price": float("nan")}),
+]
+
+
+def test_all_runtimes_give_the_same_answers(open_runtime, intent, joint, ranking):
+    """Labels, entities and order are equal, numbers within 1e-4."""
+
+    async def answers(opened: AbstractAsyncContextManager[Runtime], served: ServedModel, requests: list) -> list:
+        async with opened as runtime:
+            await runtime.load(served)
+            model: Any = open_model(served.bundle.path, served.bundle.manifest)
+            encoded = [model.encode(request) for request in requests]
+            signature = served.bundle.manifest.signature
+            outputs = split(await runtime.infer(served, collate(encoded, signature), timeout_s=5), encoded, signature)
+            return [model.decode(*one) for one in zip(requests, encoded, outputs, strict=True)]
+
+    for served, requests in ((intent, QUERIES), (joint, QUERIES), (ranking, CANDIDATES)):
+        expected = asyncio.run(answers(onnx([served]), served, requests))
+        found = asyncio.run(answers(open_runtime([served]), served, requests))
+        assert [_facts(answer) for answer in found] == [_facts(answer) for answer in expected]
+        for answer, other in zip(found, expected, strict=True):
+            np.testing.assert_allclose(_numbers(answer), _numbers(other), atol=1e-4)
+
+
+def _facts(answer: Any) -> list:
+    if not isinstance(answer, Reading):
+        return [(item.id, item.rank) for item in answer]
+    entities = [(entity.type, entity.text, entity.start, entity.end) for entity in answer.entities or ()]
+    return [
+        answer.intent.label,
+        answer.intent.in_scope,
+        [other.label for other in answer.intent.alternatives],
+        entities,
+    ]
+
+
+def _numbers(answer: Any) -> list[float]:
+    if not isinstance(answer, Reading):
+        return [item.score for item in answer]
+    return [part.confidence for part in (answer.intent, *answer.intent.alternatives, *(answer.entities or ()))]
 
 
 def test_missing_stays_missing(open_runtime, ranking):
