@@ -73,7 +73,7 @@ def _workspace(options: argparse.Namespace) -> Workspace:
 def _tracking(options: argparse.Namespace) -> Tracking:
     from registry.tracking import Tracking
 
-    return Tracking(_workspace(options).open(), os.environ.get("MLFLOW_TRACKING_URI"))
+    return Tracking(_workspace(options), os.environ.get("MLFLOW_TRACKING_URI"))
 
 
 def _demo(options: argparse.Namespace) -> Answer:

@@ -12,11 +12,11 @@ from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
-LOCKED = dict(
-    (canonicalize_name(line.split("==")[0]), line.split("==")[1].strip())
+LOCKED = {
+    canonicalize_name(line.split("==")[0]): line.split("==")[1].strip()
     for line in (ROOT / "requirements.lock").read_text().splitlines()
     if "==" in line
-)
+}
 
 
 def requirements() -> list[Requirement]:
