@@ -40,7 +40,7 @@ class Sizes:
     """How much to generate; every number is at least 1, and products cover each of the product types."""
 
     products: int = 5840
-    train_queries: int = 3000
+    train_queries: int = 3600
     valid_queries: int = 600
     test_queries: int = 1200
     train_lists: int = 360

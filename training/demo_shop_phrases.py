@@ -67,7 +67,7 @@ INTENTS: dict[str, Phrases] = {
         """),
     ),
     "product_type": Phrases(
-        6,
+        9,
         _lines("""
             {types}
             {types}
@@ -203,7 +203,7 @@ INTENTS: dict[str, Phrases] = {
             {order_id} has it left the warehouse
             can you see what is happening with {order_id}
             is my stuff coming today
-            i paid on monday and nothing has come what is going on
+            i (paid|bought {a_type}) on (monday|friday) and nothing has come what is going on
             update on {order_id}
             has the courier picked up my {type} yet
             was my purchase (of {types} |)confirmed
@@ -256,6 +256,7 @@ INTENTS: dict[str, Phrases] = {
             delivery time for {types} to {city}
             can i (choose|pick|change) (a|the) delivery (day|time|slot)
             (shipping|delivery) (costs|prices|abroad|fees|times)
+            how soon do (things|{types}) usually come after ordering
             can you bring large items like {types} upstairs
             (from which amount|above what sum) is postage (free|on you)
             is {city} within the area you serve
@@ -264,7 +265,6 @@ INTENTS: dict[str, Phrases] = {
         _lines("""
             what do you charge for postage (of {a_type}|on small things|)
             if i (order|buy) {a_type} (today|now|tonight) will it be here by (friday|monday|the weekend)
-            how soon do (things|{types}) usually come after ordering
             do you send ({types} |)(abroad|overseas|to other countries)
             can (someone else|my neighbour|my flatmate) accept it for me (if i am at work|when i am out)
             are (evening|morning|weekend) drop offs possible
@@ -341,7 +341,7 @@ INTENTS: dict[str, Phrases] = {
     "payment": Phrases(
         6,
         _lines("""
-            can i pay ({types} |)(with|by) (credit card|debit card|bank transfer|cash|card)
+            can i pay (for {types} |)(with|by) (credit card|debit card|bank transfer|cash|card)
             which (payment methods|cards|credit cards|ways to pay) do you (accept|take|support)
             my (card|payment|credit card|debit card) was (declined|refused|rejected) (again|twice|)
             can i pay (for {a_type} |)in (instalments|monthly instalments|three parts)

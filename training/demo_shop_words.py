@@ -59,7 +59,7 @@ SIZES: dict[str, SizeSystem] = {
         _words("64 GB, 128 GB, 256 GB, 512 GB, 1 TB, 2 TB"), "{v}", said("{v}, {joined}", "{joined} storage"), True
     ),
     "volume": SizeSystem(_words("50 ml, 100 ml, 250 ml, 500 ml, 750 ml"), "{v}", said("{v}, {joined}"), True),
-    "litre": SizeSystem(_words("1 l, 2 l, 5 l, 10 l, 20 l, 40 l"), "{v}", said("{v}, {joined}, {n} litre"), True),
+    "litre": SizeSystem(_words("0.5 l, 1 l, 1.5 l, 2 l, 3 l"), "{v}", said("{v}, {joined}, {n} litre"), True),
     "weight": SizeSystem(_words("1 kg, 2 kg, 5 kg, 10 kg, 15 kg"), "{v}", said("{v}, {joined}", "{n} kilo"), True),
     "bed": SizeSystem(_words("single, double, queen, king"), "{v}", said("{v}, {v} size", "{v}-size"), True),
     "length": SizeSystem(_words("80 cm, 120 cm, 160 cm, 200 cm, 240 cm"), "{v}", said("{v}, {joined}"), True),
