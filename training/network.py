@@ -165,7 +165,7 @@ def fit_tagging(
         predicted_labels = _labels_of([model.decode(*one) for one in answered]) if labels else None
         ratios = tagging_metrics(valid.tags, predicted_tags, valid.labels, predicted_labels)
         main = [ratios[name].value for name in ("span_f1", "intent_accuracy") if name in ratios]
-        return Score(sum(main) / len(main), {f"valid_{name}": ratio.value for name, ratio in ratios.items()})
+        return Score(sum(main) / max(1, len(main)), {f"valid_{name}": ratio.value for name, ratio in ratios.items()})
 
     examples = Examples(
         encoded["train"],
