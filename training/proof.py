@@ -1,0 +1,172 @@
+"""A draft bundle against the model that it came from: parity, INT8 within its budget, quality, size, speed."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from models.errors import ParityError
+from models.manifest import Contents
+from models.metrics import MAIN_METRIC
+from models.model import Model, open_model
+from models.session import OnnxSession
+from registry import golden
+from registry.bundle import MODEL, MODEL_INT8, VARIANTS
+from registry.evaluation import Parity, Quantization, Report, Variant, VariantName
+from training.config import QuantizeConfig, TrainConfig
+from training.data.splits import RankingRows, Splits
+from training.evaluate import Answered, AnyRows, Evaluation, answer, judge
+from training.fit import Fitted, Recorder
+from training.latency import latency
+from training.parity import compare
+from training.quantize import quantize
+
+_N_GOLDEN = 8
+
+
+class Proof:
+    """A draft's files against the model they came from: parity, INT8 within its budget, quality, size, speed."""
+
+    def __init__(
+        self, directory: Path, contents: Contents, config: TrainConfig, splits: Splits[Any], recorder: Recorder
+    ) -> None:
+        self.contents = contents
+        self.model: Model = open_model(directory, contents)
+        self._directory = directory
+        self._config = config
+        self._splits = splits
+        self._recorder = recorder
+        self._rows: dict[str, AnyRows] = {name: rows for name, rows in splits.named().items() if name != "train"}
+        self._train_counts = _label_counts(splits.train)
+
+    def run(self, fitted: Fitted) -> tuple[Report, dict[str, Evaluation]]:
+        """Give the report, and the served variant's evaluation of each split; write both into the draft."""
+        valid = self._answer("float32", self._splits.valid)
+        parity = self._parity(fitted, valid)
+        evaluations: dict[VariantName, dict[str, Evaluation]] = {"float32": self._evaluate("float32", valid)}
+        quantization = None
+        settings: QuantizeConfig | None = getattr(self._config, "quantize", None)
+        if settings is not None and settings.enabled:
+            quantization, evaluations["int8"] = self._quantize(settings, valid, evaluations["float32"]["valid"])
+            if not quantization.kept:
+                del evaluations["int8"]
+        served: VariantName = "int8" if "int8" in evaluations else "float32"
+        report = Report(
+            family=self.contents.family,
+            main_metric=self._main_metric,
+            served_variant=served,
+            variants={name: self._variant(name, its) for name, its in evaluations.items()},
+            parity=parity,
+            quantization=quantization,
+        )
+        report.save(self._directory)
+        list(evaluations[served].values())[-1].predictions.save(self._directory)
+        for evaluation in evaluations[served].values():
+            for note in evaluation.notes:
+                self._recorder.say(f"note: {note}")
+        return report, evaluations[served]
+
+    def write_golden(self) -> None:
+        """Write golden.json: the shortest, the longest and some other valid examples, through every variant."""
+        encoded = [(request, self.model.encode(request)) for request in self._splits.valid.requests()]
+        by_length = sorted(encoded, key=lambda pair: pair[1].length)
+        chosen = np.unique(np.linspace(0, len(by_length) - 1, num=_N_GOLDEN, dtype=np.int64))
+        sessions = {
+            name: OnnxSession(self._directory / file).run
+            for name, file in VARIANTS.items()
+            if (self._directory / file).exists()
+        }
+        golden.write(self._directory, self.contents.signature, [by_length[i] for i in chosen], sessions)
+
+    @property
+    def _main_metric(self) -> str:
+        return MAIN_METRIC[self.contents.family]
+
+    def _session(self, variant: VariantName, n_threads: int) -> OnnxSession:
+        return OnnxSession(self._directory / VARIANTS[variant], n_threads=n_threads)
+
+    def _answer(self, variant: VariantName, rows: AnyRows) -> list[Answered]:
+        return answer(self.model, self.contents, self._session(variant, 0).run, rows.requests())
+
+    def _parity(self, fitted: Fitted, valid: list[Answered]) -> Parity:
+        """Compare ONNX with its source on valid; ParityError beyond the configured tolerance."""
+        bounds = self._config.export
+        parity = compare(
+            self.model,
+            self.contents,
+            self._splits.valid.requests(),
+            fitted.outputs([one.encoded for one in valid]),
+            valid,
+            tolerance=bounds.tolerance,
+        )
+        if not parity.holds(bounds.tolerance, bounds.max_changed_decisions):
+            raise ParityError(
+                f"the ONNX export must answer as its source to {bounds.tolerance:g} with at most "
+                f"{bounds.max_changed_decisions} changed decisions, got {parity.largest_difference:.3g} and "
+                f"{parity.n_changed_decisions} of {parity.n_examples}; nothing was registered"
+            )
+        return parity
+
+    def _quantize(
+        self, settings: QuantizeConfig, float32: list[Answered], reference: Evaluation
+    ) -> tuple[Quantization, dict[str, Evaluation]]:
+        """Make INT8 and weigh its loss on valid; beyond the budget its file is removed, and said so."""
+        quantize(self._directory / MODEL, self._directory / MODEL_INT8)
+        valid = self._answer("int8", self._splits.valid)
+        evaluations = self._evaluate("int8", valid)
+        before, after = (one.quality.metrics[self._main_metric] for one in (reference, evaluations["valid"]))
+        kept = before - after <= settings.max_loss
+        parity = compare(
+            self.model,
+            self.contents,
+            self._splits.valid.requests(),
+            [one.outputs for one in float32],
+            valid,
+            tolerance=self._config.export.tolerance,
+        )
+        if not kept:
+            (self._directory / MODEL_INT8).unlink()
+            self._recorder.say(
+                f"INT8 loses {before - after:.4f} of {self._main_metric} on valid, above its budget of "
+                f"{settings.max_loss:g}: float32 is served"
+            )
+        return Quantization(loss=before - after, max_loss=settings.max_loss, kept=kept, parity=parity), evaluations
+
+    def _evaluate(self, variant: VariantName, valid: list[Answered]) -> dict[str, Evaluation]:
+        evaluations: dict[str, Evaluation] = {}
+        for split, rows in self._rows.items():
+            self._recorder.progress(f"evaluate {variant}", len(evaluations), len(self._rows))
+            evaluations[split] = judge(
+                self.model,
+                self.contents,
+                rows,
+                valid if split == "valid" else self._answer(variant, rows),
+                config=self._config.evaluate,
+                seed=self._config.training.seed,
+                train_counts=self._train_counts,
+            )
+        self._recorder.progress(f"evaluate {variant}", len(self._rows), len(self._rows))
+        return evaluations
+
+    def _variant(self, name: VariantName, evaluations: Mapping[str, Evaluation]) -> Variant:
+        return Variant(
+            quality={split: evaluation.quality for split, evaluation in evaluations.items()},
+            latency=latency(
+                self.model,
+                self.contents,
+                self._session(name, 1).run,
+                list(self._rows.values())[-1],
+                seed=self._config.training.seed,
+            ),
+            size_bytes=(self._directory / VARIANTS[name]).stat().st_size,
+        )
+
+
+def _label_counts(train: AnyRows) -> Mapping[str, int] | None:
+    if isinstance(train, RankingRows) or train.labels is None:
+        return None
+    return Counter(train.labels)
