@@ -112,6 +112,7 @@ def read_splits(
     seed: int,
     groups: Callable[[R], Sequence[str]],
     strata: Callable[[R], Sequence[str]] | None = None,
+    every: int = HELD_OUT_EVERY,
 ) -> Splits[R]:
     """Read every split by the reader of its ending; without a valid file hold out a part of train and say so.
 
@@ -122,7 +123,7 @@ def read_splits(
     train = rows["train"]
     if "valid" in rows:
         return Splits(train, rows["valid"], rows.get("test"))
-    kept, held = hold_out(groups(train), seed, strata(train) if strata else None)
+    kept, held = hold_out(groups(train), seed, strata(train) if strata else None, every)
     if not len(held):
         raise DataError(f"{train.file} is too small to hold out a part of it as valid; add a valid file")
     note = (
@@ -141,12 +142,12 @@ def read_file(path: Path, readers: Mapping[str, Callable[[Path], R]]) -> R:
 
 
 def hold_out(
-    groups: Sequence[str], seed: int, strata: Sequence[str] | None = None
+    groups: Sequence[str], seed: int, strata: Sequence[str] | None = None, every: int = HELD_OUT_EVERY
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Choose about a tenth of the rows: sorted indices of the rows kept and of those held out.
+    """Choose about one in `every` rows: sorted indices of the rows kept and of those held out.
 
     Rows of one group (a query, a text that occurs twice) stay together. Every stratum (a label, taken from a group's
-    first row) gives its tenth: groups in random order within their stratum, then every tenth one along all strata.
+    first row) gives its part: groups in random order within their stratum, then one in `every` along all strata.
     A stratum's only group is never held out. With a single group nothing is.
     """
     generator = np.random.default_rng(seed)
@@ -160,7 +161,7 @@ def hold_out(
     for stratum in sorted(members):
         if len(members[stratum]) > 1:
             order.extend(members[stratum][index] for index in generator.permutation(len(members[stratum])))
-    start = int(generator.integers(min(HELD_OUT_EVERY, len(order)))) if order else 0
-    chosen = set(order[start::HELD_OUT_EVERY])
+    start = int(generator.integers(min(every, len(order)))) if order else 0
+    chosen = set(order[start::every])
     is_held = np.array([group in chosen for group in groups], dtype=np.bool_)
     return np.flatnonzero(~is_held), np.flatnonzero(is_held)

@@ -146,12 +146,14 @@ class Problems:
     file: str
     found: list[str] = field(default_factory=list)
     total: int = 0
+    unit: str = "line"
+    """What `add` counts from 1; "row" where a file has no lines."""
 
     def add(self, line: int, rule: str) -> None:
         """Note that `line` (from 1) breaks `rule`."""
         self.total += 1
         if len(self.found) < 3:
-            self.found.append(f"line {line}: {rule}")
+            self.found.append(f"{self.unit} {line}: {rule}")
 
 
 def example_id(text: str) -> bytes:
