@@ -9,22 +9,19 @@ from typing import Any
 
 import numpy as np
 
-from models.features import PairFeaturizer
 from models.ranking import RankRequest
 from training.data.files import Source, read_source, refuse_bad_rows
 from training.data.jsonl import objects
 from training.data.labels import text_problem
+from training.data.lists import MAX_LABEL
 from training.data.splits import Problems, RankingRows
 
 KEYS = ("query_id", "query", "doc_id", "title", "label")
-MAX_LABEL = 31
-"""XGBoost's bound for the gain 2^label - 1."""
 _LARGEST = float(np.finfo(np.float32).max)
 
 
 @dataclass
 class _List:
-    line: int
     rows: list[Mapping[str, Any]] = field(default_factory=list)
     documents: dict[str, list[Mapping[str, Any]]] = field(default_factory=dict)
 
@@ -61,13 +58,10 @@ def read_pairs_jsonl(path: Path) -> RankingRows:
         query = queries.setdefault(query_id, row["query"])
         if row["query"] != query:
             problems.add(line, f"a query_id must have one query, {query_id!r} has {query!r} and {row['query']!r}")
-        elif problem := lists.setdefault(query_id, _List(line)).add(row):
+        elif problem := lists.setdefault(query_id, _List()).add(row):
             problems.add(line, problem)
         else:
             names.update(dict.fromkeys(row.get("features") or ()))
-    for query_id, found in lists.items():
-        if len(found.documents) == 1:
-            problems.add(found.line, f"a query must have at least two documents, {query_id!r} has one")
     refuse_bad_rows(problems, len(lists))
     return _rows(queries, lists, tuple(names), source)
 
@@ -109,8 +103,6 @@ def _features_problem(features: object) -> str | None:
     if not isinstance(features, dict):
         return f"features must map names to numbers, got {features!r}"
     for name, value in features.items():
-        if name in PairFeaturizer.names:
-            return f"the feature {name!r} is computed from the texts, it cannot be given; rename it"
         if value is None:
             continue
         if isinstance(value, bool) or not isinstance(value, int | float) or abs(value) > _LARGEST:
