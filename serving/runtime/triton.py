@@ -24,9 +24,8 @@ _MAX_BYTES = 2**31 - 1
 _OPTIONS = [
     ("grpc.max_send_message_length", _MAX_BYTES),
     ("grpc.max_receive_message_length", _MAX_BYTES),
-    # gRPC's own two minutes would keep a gateway down long after its server is back.
+    # gRPC by itself would wait up to two minutes to connect again, long after the server is back.
     ("grpc.initial_reconnect_backoff_ms", 200),
-    ("grpc.min_reconnect_backoff_ms", 200),
     ("grpc.max_reconnect_backoff_ms", 2_000),
 ]
 

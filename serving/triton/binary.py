@@ -57,7 +57,9 @@ def _write_backends(tritonserver: Path, backends: Path) -> Path:
             f"nvidia-pytriton must bring a backend for Python {version}, it has none; use 3.8 to 3.12"
         )
     target = backends / "python"
-    shutil.copytree(tritonserver / "backends" / "python", target, dirs_exist_ok=True)
+    # An earlier server that was killed may still run these files for a moment: they can be replaced, not rewritten.
+    shutil.rmtree(target, ignore_errors=True)
+    shutil.copytree(tritonserver / "backends" / "python", target)
     copied = Path(shutil.copy2(stub, target / stub.name))
     copied.chmod(copied.stat().st_mode | stat.S_IXUSR | stat.S_IXGRP | stat.S_IXOTH)
     return backends.absolute()

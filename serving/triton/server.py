@@ -181,7 +181,8 @@ def _tail(log: Path) -> str:
 def _lives(running: Running) -> bool:
     """Whether the process lives and is this very server: ids are used again, and a stranger is never ended."""
     with suppress(ChildProcessError):  # started by an earlier command: not our child, still our server
-        os.waitpid(running.pid, os.WNOHANG)
+        # A child is known by its id alone: its command line is empty for a moment after its start.
+        return os.waitpid(running.pid, os.WNOHANG)[0] != running.pid
     try:
         command = Path(f"/proc/{running.pid}/cmdline").read_bytes().split(b"\0")
     except OSError:
