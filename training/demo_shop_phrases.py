@@ -121,7 +121,7 @@ INTENTS: dict[str, Phrases] = {
             is the {goods} available in {size}
             do you still have the {goods}
             when will the {goods} be back in stock
-            is the {goods} available in {colour}
+            is the {goods} available in {another_colour}
             are {item} (available|in stock) now
             do you have the {goods} in {size}
             is the {goods} out of stock
@@ -141,7 +141,7 @@ INTENTS: dict[str, Phrases] = {
             are you out of {item}
             let me know once the {goods} can be ordered again
             is there one {goods} left in {city}
-            do you carry the {goods} in {colour}
+            do you carry the {goods} in {another_colour}
         """),
     ),
     "product_question": Phrases(
@@ -349,7 +349,7 @@ INTENTS: dict[str, Phrases] = {
             i was charged twice for order {order_id}
             send me an invoice for order {order_id}
             is it (safe|secure) to pay (online|with my card|by credit card|here)
-            when (will|do you|is it that you) (charge|debit) my (card|account|credit card)
+            when (will|do) you (charge|debit) my (card|account|credit card)
             (payment|card payment|my payment) (failed|error|does not work|is stuck) (again|)
             do you (charge|take|add) a fee for (card payment|paying by card|credit cards)
             i need a receipt for order {order_id}

@@ -139,8 +139,9 @@ def _templates(rng: np.random.Generator, label: str, split: SplitName) -> Sequen
 
 def _can_say(product: Product, template: str) -> bool:
     """Whether the product has every property that the template names: nobody asks for a frying pan in size XL."""
-    named = {"{size}": product.size, "{colour}": product.colour, "{material}": product.material}
-    return all(value is not None for slot, value in named.items() if slot in template)
+    named = {"size": product.size, "colour": product.colour, "material": product.material}
+    named["another_colour"] = product.colour
+    return all(named.get(slot, "") is not None for slot in _SLOT.findall(template))
 
 
 def _fill(template: str, speaker: _Speaker) -> list[Part]:
