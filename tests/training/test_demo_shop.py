@@ -17,7 +17,7 @@ from training.demo_shop_words import BRANDS, COLOURS, FEATURES, PRODUCT_TYPES, S
 
 SMALL = Sizes(
     products=400,
-    train_queries=300,
+    train_queries=900,
     valid_queries=80,
     test_queries=150,
     train_lists=30,
