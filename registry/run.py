@@ -69,7 +69,7 @@ class Run:
         """Log parameters; nested mappings become dotted names (`training.epochs`)."""
         from mlflow.entities import Param
 
-        params = [Param(name, str(value)[:_PARAMETER_CHARACTERS]) for name, value in _flat(values).items()]
+        params = [Param(metric_name(name), str(value)[:_PARAMETER_CHARACTERS]) for name, value in _flat(values).items()]
         with translated(self._uri):
             for first in range(0, len(params), 100):
                 self._client.log_batch(self.id, params=params[first : first + 100])
@@ -153,7 +153,7 @@ class Run:
 
 
 def metric_name(name: str) -> str:
-    """Write a metric's name as MLflow takes it."""
+    """Write the name of a metric or parameter as MLflow takes it."""
     return name.replace("@", "_at_")
 
 
