@@ -60,10 +60,8 @@ def run(workspace: Workspace, call: Call) -> dict[str, Any]:
     refused = story.promote("shop-query", expected="refused")
 
     story.chapter("The gateway, and three questions over HTTP")
-    answers = []
     with _gateway(workspace, story.say) as url:
-        for query in demo_shop.sample_queries():
-            answers.append(story.ask(url, "/v1/understand", {"query": query}))
+        answers = [story.ask(url, "/v1/understand", {"query": query}) for query in demo_shop.sample_queries()]
         story.ask(url, "/v1/rank", demo_shop.sample_ranking(data))
 
     seconds = time.monotonic() - started

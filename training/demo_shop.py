@@ -1,7 +1,7 @@
 """A demo shop from a seed: catalogue, labelled queries, a biased click log and judged ranking lists, as plain files.
 
-The words are in `demo_shop_words` and `demo_shop_phrases`; `demo_shop_catalogue`, `_queries`, `_relevance`, `_clicks`
-and `_ranking` draw from them. This module puts the files together and writes them, all or none.
+`training.shop` holds the words and phrases, and what draws products, queries, clicks and lists from them. This module
+puts the files together and writes them, all or none.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from models.errors import DataError, InputError, WorkspaceError
-from training.demo_shop_catalogue import Product, make_catalogue
-from training.demo_shop_clicks import Candidates, make_sessions, retrieve, smoothed_ctr
-from training.demo_shop_queries import Query, SplitName, make_queries, make_searches
-from training.demo_shop_ranking import Titles, judge, ranking_features
-from training.demo_shop_relevance import Shelf, Truth
+from training.shop.catalogue import Product, make_catalogue
+from training.shop.clicks import Candidates, make_sessions, retrieve, smoothed_ctr
+from training.shop.queries import Query, SplitName, make_queries, make_searches
+from training.shop.ranking import Titles, judge, ranking_features
+from training.shop.relevance import Shelf, Truth
 
 VERSION = 1
 """Changes whenever the same seed and sizes give other files."""

@@ -35,7 +35,9 @@ def fit_featurizer(config: RankingPairsConfig, train: RankingRows, recorder: Rec
     """
     titles = _titles(train)
     if n_repeated := sum(len(request.ids) - len(set(request.ids)) for request in train.lists):
-        recorder.say(f"{n_repeated} rows of {train.file} judge a document of their list once more; each of them counts")
+        recorder.say(
+            f"rows of {train.file} that judge a document of their list once more: {n_repeated}; each of them counts"
+        )
     directory = Path(tempfile.mkdtemp(prefix="rankyard-pairs-"))
     try:
         recorder.say(f"exporting {config.model.encoder}")

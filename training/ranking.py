@@ -129,7 +129,8 @@ def fit(
 ) -> FittedTrees:
     """Boost LambdaMART trees on train until `patience` of them brought no better NDCG@10 on valid.
 
-    Equal to `xgboost.train` on the same matrix with `boosting_parameters`. Repeatable by seed. There is nothing to
+    Equal to `xgboost.train` on the same matrix with `boosting_parameters`; text pairs add that a score never falls with a
+    feature of `PairFeaturizer.rising`. Repeatable by seed. There is nothing to
     resume: a forest takes minutes at most, and one continued would not be the one grown at once.
     """
     checkpoint.clear()
@@ -160,9 +161,13 @@ def fit(
         qid=_query_numbers(judged),
         nthread=config.training.n_threads,
     )
+    parameters = boosting_parameters(config)
+    if featurizer is not None:
+        names = (*featurizer.names, *train.feature_names)
+        parameters["monotone_constraints"] = tuple(int(name in featurizer.rising) for name in names)
     recorder.say(f"{len(train)} queries, {train_matrix.num_row()} documents, {train_matrix.num_col()} features")
     booster = xgboost.train(
-        boosting_parameters(config),
+        parameters,
         train_matrix,
         num_boost_round=config.training.n_trees,
         evals=[(valid_matrix, "valid")],

@@ -10,10 +10,10 @@ import pytest
 from models.errors import DataError, InputError, WorkspaceError
 from training import demo_shop
 from training.demo_shop import DemoShop, Sizes
-from training.demo_shop_catalogue import TODAY
-from training.demo_shop_phrases import INTENTS, WORDS
-from training.demo_shop_queries import is_plural, plural
-from training.demo_shop_words import BRANDS, COLOURS, FEATURES, PRODUCT_TYPES, SIZES
+from training.shop.catalogue import TODAY
+from training.shop.phrases import INTENTS, WORDS
+from training.shop.queries import is_plural, plural
+from training.shop.words import BRANDS, COLOURS, FEATURES, PRODUCT_TYPES, SIZES
 
 SMALL = Sizes(
     products=400,

@@ -1,6 +1,6 @@
 """How people talk to the demo shop: templates, no code.
 
-`(a|b|)` chooses one, `<name>` is a word of WORDS, `{slot}` is an entity that `training.demo_shop_queries` fills in and
+`(a|b|)` chooses one, `<name>` is a word of WORDS, `{slot}` is an entity that `training.shop.queries` fills in and
 tags. Training queries use `known` templates alone; valid and test queries use `known` ones and, by halves that do not
 overlap, `unseen` ones. Intents share words on purpose (order, card, back, size): what tells them apart is the sentence.
 """
@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from training.demo_shop_words import Said, said
+from training.shop.words import Said, said
 
 WORDS: dict[str, Said] = {
     "parcel": said("order, package", "parcel, shipment"),

@@ -14,9 +14,9 @@ from typing import Literal
 import numpy as np
 
 from models.errors import InputError
-from training.demo_shop_catalogue import Product, pick
-from training.demo_shop_phrases import AFTER, BEFORE, INTENTS, WORDS
-from training.demo_shop_words import (
+from training.shop.catalogue import Product, pick
+from training.shop.phrases import AFTER, BEFORE, INTENTS, WORDS
+from training.shop.words import (
     AUDIENCES,
     BRANDS,
     CITIES,

@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from training.demo_shop_catalogue import TODAY
-from training.demo_shop_queries import Query
-from training.demo_shop_relevance import Floats, Shelf, Truth, attractiveness, matches
+from training.shop.catalogue import TODAY
+from training.shop.queries import Query
+from training.shop.relevance import Floats, Shelf, Truth, attractiveness, matches
 
 LOG_DAYS = 60
 N_SHOWN = 10

@@ -13,8 +13,8 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from training.demo_shop_clicks import Candidates
-from training.demo_shop_relevance import Floats, Shelf, Truth
+from training.shop.clicks import Candidates
+from training.shop.relevance import Floats, Shelf, Truth
 
 _BM25_K1, _BM25_B = 1.2, 0.75
 

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from training.demo_shop_words import (
+from training.shop.words import (
     AUDIENCE_DEPARTMENTS,
     AUDIENCES,
     BRANDS,

@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from training.demo_shop_catalogue import TODAY, Product
-from training.demo_shop_queries import Wish
-from training.demo_shop_words import COLOUR_FAMILIES, COLOURS
+from training.shop.catalogue import TODAY, Product
+from training.shop.queries import Wish
+from training.shop.words import COLOUR_FAMILIES, COLOURS
 
 Floats = NDArray[np.float64]
 
