@@ -27,18 +27,21 @@ class SentenceEncoder:
         self._n_characters = CHARACTERS_A_TOKEN * max_tokens
         self._session = OnnxSession(encoder_onnx, n_threads=n_threads)
 
-    def embed(self, text: str) -> NDArray[np.float32]:
-        """The text's vector [E] of length 1; InputError where it holds half of a character.
+    def embed(self, text: str) -> NDArray[np.float32] | None:
+        """The text's vector [E] of length 1, None where it is blank; InputError where it holds half a character.
 
         One text a call, so that a vector is the same to the last bit whatever is asked beside it: a batch pads its
         rows and sums in another order (1e-7), enough to put a pair on the other side of a tree's threshold.
         """
+        start = text[: self._n_characters]
         try:
-            encoding = self._tokenizer.encode(text[: self._n_characters])
+            start.encode()
         except UnicodeEncodeError as error:
             raise InputError(
                 f"a text must be whole Unicode characters, got a lone surrogate at position {error.start}; send UTF-8"
             ) from error
-        input_ids_BT = np.array([encoding.ids], dtype=np.int64)
+        input_ids_BT = np.array([self._tokenizer.encode(start).ids], dtype=np.int64)
+        if not start.strip() or not input_ids_BT.size:
+            return None
         outputs = self._session.run({"input_ids": input_ids_BT, "attention_mask": np.ones_like(input_ids_BT)})
         return np.asarray(outputs["vector"][0], dtype=np.float32)

@@ -87,7 +87,7 @@ class PairFeaturizer:
                 self._cache.move_to_end(text)
                 return known
         # Outside the lock: two threads may embed the same text, and come to the same vector.
-        new = _Text(read(text), self._encoder.embed(text) if text.strip() else None)
+        new = _Text(read(text), self._encoder.embed(text))
         with self._lock:
             self._cache[text] = new
             while len(self._cache) > self._n_cached:

@@ -136,26 +136,39 @@ def _columns(
     n_found_D = present_DQ.sum(axis=1)
     n_distinct_D = np.array([len(set(title.terms)) for title in titles])
 
-    saturation_D1 = BM25_K1 * (1 - BM25_B + BM25_B * n_words_D / max(corpus.mean_words, 1.0))[:, None]
-    # Robertson and Zaragoza 2009, eq. 3.15: idf * tf (k1 + 1) / (tf + k1 (1 - b + b length / mean length)).
-    bm25_D = _weighted(counts_DQ * (BM25_K1 + 1) / (counts_DQ + saturation_D1), weights_Q)
-
-    first_D = np.full(n_titles, np.nan)
-    first_D[title_W[hits_W[::-1]]] = (hits_W - starts_D[title_W[hits_W]])[::-1]
     opening_D = np.array([title.terms[0] == query.terms[0] for title in titles], dtype=np.float64)
     return [
         _word_coverage(query, titles),
         _weighted(present_DQ, weights_Q) / weights_Q.sum(),
-        bm25_D,
+        _bm25(counts_DQ, weights_Q, n_words_D, corpus.mean_words),
         n_found_D / (n_terms + n_distinct_D - n_found_D),
         _trigram_coverage(query, titles),
         _fuzzy_coverage(terms, weights_Q, titles, starts_D),
         _longest_run(found_W, title_W, n_titles) / n_terms,
-        first_D,
+        _first_position(title_W[hits_W], hits_W, starts_D),
         present_DQ[:, index[query.terms[-1]]].astype(np.float64),
         opening_D,
         _number_coverage(query, titles),
     ]
+
+
+def _bm25(
+    counts_DQ: NDArray[np.float64], weights_Q: NDArray[np.float64], n_words_D: NDArray[np.int64], mean_words: float
+) -> NDArray[np.float64]:
+    """Sum of idf * tf (k1 + 1) / (tf + k1 (1 - b + b length / mean length)), Robertson and Zaragoza 2009, eq. 3.15."""
+    saturation_D = BM25_K1 * (1 - BM25_B + BM25_B * n_words_D / max(mean_words, 1.0))
+    return _weighted(counts_DQ * (BM25_K1 + 1) / (counts_DQ + saturation_D[:, None]), weights_Q)
+
+
+def _first_position(
+    titles_H: NDArray[np.int64], hits_H: NDArray[np.int64], starts_D: NDArray[np.int64]
+) -> NDArray[np.float64]:
+    """Words before the first hit; NaN in a title without one. Hits H: their titles and their places among all words."""
+    first_D = np.full(len(starts_D), np.nan)
+    positions_H = hits_H - starts_D[titles_H]
+    # Backwards: of several hits in a title the last one written, its first, stays.
+    first_D[titles_H[::-1]] = positions_H[::-1]
+    return first_D
 
 
 def _weighted(values_DQ: NDArray[Any], weights_Q: NDArray[np.float64]) -> NDArray[np.float64]:

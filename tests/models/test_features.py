@@ -1,0 +1,156 @@
+"""The featurizer over a hand-made encoder: one dimension a word, so that every cosine can be said by hand."""
+
+import json
+import math
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import onnx
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from onnx import TensorProto, helper, numpy_helper
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
+
+from models.errors import BundleError, InputError
+from models.features import PairFeaturizer, write_corpus
+from models.lexical import Corpus, read
+from models.manifest import PairFeatures
+
+WORDS = ("[UNK]", "red", "blue", "nike", "shoes", "shirt", "size", "10")
+TITLES = ("Nike red shoes", "blue shirt size 10", "red shirt", "shoes")
+SETTINGS = PairFeatures(max_tokens=4)
+
+
+def write_encoder(directory):
+    tokenizer = Tokenizer(models.WordLevel({word: place for place, word in enumerate(WORDS)}, unk_token="[UNK]"))
+    tokenizer.normalizer = normalizers.Lowercase()
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer.save(str(directory / "tokenizer.json"))
+    graph = helper.make_graph(
+        [
+            helper.make_node("Gather", ["table", "input_ids"], ["states"]),
+            helper.make_node("ReduceMean", ["states", "axis"], ["mean"], keepdims=0),
+            helper.make_node("LpNormalization", ["mean"], ["vector"], axis=1, p=2),
+        ],
+        "encoder",
+        [
+            helper.make_tensor_value_info(name, TensorProto.INT64, ["batch", "length"])
+            for name in ("input_ids", "attention_mask")
+        ],
+        [helper.make_tensor_value_info("vector", TensorProto.FLOAT, ["batch", len(WORDS)])],
+        [
+            numpy_helper.from_array(np.eye(len(WORDS), dtype=np.float32), "table"),
+            numpy_helper.from_array(np.array([1]), "axis"),
+        ],
+    )
+    onnx.save_model(
+        helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9),
+        str(directory / "encoder.onnx"),
+    )
+
+
+@pytest.fixture(scope="module")
+def directory(tmp_path_factory):
+    directory = tmp_path_factory.mktemp("featurizer")
+    write_encoder(directory)
+    write_corpus(directory / "features.json", Corpus.of(map(read, TITLES)))
+    return directory
+
+
+@pytest.fixture(scope="module")
+def featurizer(directory):
+    return PairFeaturizer.load(directory, SETTINGS)
+
+
+def cosines(featurizer, query, *titles):
+    return featurizer.transform(query, titles)[:, featurizer.names.index("cosine")]
+
+
+def test_a_row_has_a_column_for_every_name(featurizer):
+    features_DF = featurizer.transform("red shoes", TITLES)
+    assert features_DF.shape == (4, featurizer.n_features) == (4, len(featurizer.names))
+    assert features_DF.dtype == np.float32
+    assert featurizer.transform("red shoes", []).shape == (0, featurizer.n_features)
+    assert featurizer.rising < set(featurizer.names)
+
+
+def test_cosines_by_hand(featurizer):
+    np.testing.assert_allclose(
+        cosines(featurizer, "red shoes", "Nike red shoes", "red shirt", "blue shirt"),
+        [2 / math.sqrt(6), 1 / 2, 0],
+        rtol=1e-6,
+    )
+
+
+def test_a_long_title_is_cut_for_the_embedding_only(featurizer):
+    cut = featurizer.transform("shoes", ["nike red blue shirt shoes"])[0]
+    assert cut[featurizer.names.index("cosine")] == 0
+    assert cut[featurizer.names.index("word_coverage")] == 1
+
+
+def test_a_blank_text_has_no_cosine(featurizer):
+    assert np.isnan(cosines(featurizer, "red", "", " ", "red")).tolist() == [True, True, False]
+    assert np.isnan(cosines(featurizer, "", "red")).all()
+
+
+@given(
+    query=st.lists(st.sampled_from((*WORDS, "shoe", "10oz", "8", "")), max_size=12).map(" ".join),
+    titles=st.lists(st.lists(st.sampled_from((*WORDS, "shoe", "10 ounces")), max_size=12).map(" ".join), max_size=9),
+)
+def test_a_pairs_features_depend_on_the_pair_alone_to_the_last_bit(featurizer, query, titles):
+    together = featurizer.transform(query, titles)
+    for title, row in zip(titles, together, strict=True):
+        np.testing.assert_array_equal(featurizer.transform(query, [title])[0], row)
+
+
+def test_what_was_saved_answers_alike(featurizer, tmp_path):
+    featurizer.save(tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["encoder.onnx", "features.json", "tokenizer.json"]
+    np.testing.assert_array_equal(
+        PairFeaturizer.load(tmp_path, SETTINGS).transform("red nike", TITLES), featurizer.transform("red nike", TITLES)
+    )
+
+
+def test_the_cache_is_bounded_and_changes_nothing(directory, featurizer):
+    small = PairFeaturizer.load(directory, SETTINGS, n_cached=2)
+    for _ in range(2):
+        np.testing.assert_array_equal(small.transform("red", TITLES), featurizer.transform("red", TITLES))
+    assert len(small._cache) == 2
+
+
+def test_a_prepared_text_is_not_embedded_again(directory, monkeypatch):
+    featurizer = PairFeaturizer.load(directory, SETTINGS)
+    featurizer.prepare(["red", *TITLES])
+    monkeypatch.setattr(featurizer._encoder, "embed", None)
+    assert not np.isnan(cosines(featurizer, "red", *TITLES)).any()
+
+
+def test_many_threads_get_the_same_features(directory, featurizer):
+    shared = PairFeaturizer.load(directory, SETTINGS, n_cached=3)
+    expected = featurizer.transform("red nike shirt", TITLES)
+    with ThreadPoolExecutor(8) as pool:
+        for found in pool.map(lambda _: shared.transform("red nike shirt", TITLES), range(64)):
+            np.testing.assert_array_equal(found, expected)
+
+
+def test_half_a_character_is_refused(featurizer):
+    with pytest.raises(InputError, match="lone surrogate"):
+        featurizer.transform("red", ["\ud800"])
+
+
+@pytest.mark.parametrize(
+    "content", ["", "[]", "{}", json.dumps({"n_titles": 1, "mean_words": 1, "terms": ["a"], "counts": []})]
+)
+def test_broken_statistics_are_refused_by_name(featurizer, tmp_path, content):
+    featurizer.save(tmp_path)
+    (tmp_path / "features.json").write_text(content)
+    with pytest.raises(BundleError, match=r"features\.json must hold"):
+        PairFeaturizer.load(tmp_path, SETTINGS)
+
+
+def test_a_broken_tokenizer_is_refused_by_name(featurizer, tmp_path):
+    featurizer.save(tmp_path)
+    (tmp_path / "tokenizer.json").write_text("{}")
+    with pytest.raises(BundleError, match=r"tokenizer\.json must be a tokenizer"):
+        PairFeaturizer.load(tmp_path, SETTINGS)
