@@ -119,7 +119,9 @@ def run(order: Order, tracking: Tracking, terminal: Recorder) -> Trained:
                 record.figure(figure, f"{split}/{name}")
         record.figure(latency_bars({name: variant.latency for name, variant in report.variants.items()}), "latency")
         version = tracking.register(bundle, record)
-    return Trained(order.name, version, record.id, bundle, report, time.perf_counter() - started)
+        trained = Trained(order.name, version, record.id, bundle, report, time.perf_counter() - started)
+        record.describe(trained.summary())
+    return trained
 
 
 @dataclass(frozen=True, slots=True)
