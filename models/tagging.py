@@ -164,4 +164,9 @@ def _trim(text: str, start: int, end: int) -> tuple[int, int]:
     entity = text[start:end]
     left = len(entity) - len(entity.lstrip(_PUNCTUATION))
     right = len(entity) - len(entity.rstrip(_PUNCTUATION))
-    return (start, end) if left == len(entity) else (start + left, end - right)
+    if left == len(entity):
+        return start, end
+    # A mark after a digit is an inch or a foot (10"), not the end of a quotation that began with the entity.
+    if right and not left and entity[-right] in "\"'" and entity[-right - 1].isdigit():
+        right -= 1
+    return start + left, end - right

@@ -94,7 +94,8 @@ def test_confidence_is_the_product_over_the_words(encoder):
 
 
 @pytest.mark.parametrize(
-    ("word", "entity"), [('"nike"!', "nike"), ("nike.", "nike"), ("...", "..."), ("o'neill", "o'neill")]
+    ("word", "entity"),
+    [('"nike"!', "nike"), ("nike.", "nike"), ("...", "..."), ("o'neill", "o'neill"), ('10"', '10"'), ('"10"', "10")],
 )
 def test_punctuation_around_an_entity_is_left_out_unless_it_is_all_there_is(encoder, word, entity):
     reading, _ = read(encoder, f"red {word}", ["O", "B-brand"])
