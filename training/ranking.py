@@ -129,45 +129,29 @@ def fit(
 ) -> FittedTrees:
     """Boost LambdaMART trees on train until `patience` of them brought no better NDCG@10 on valid.
 
-    Equal to `xgboost.train` on the same matrix with `boosting_parameters`; text pairs add that a score never falls with a
-    feature of `PairFeaturizer.rising`. Repeatable by seed. There is nothing to
+    Equal to `xgboost.train` on the same matrix with `boosting_parameters`, and repeatable by seed. There is nothing to
     resume: a forest takes minutes at most, and one continued would not be the one grown at once.
     """
     checkpoint.clear()
     train, valid = splits.train, splits.valid
     _check_labels(train, config)
-    featurizer, encoder = None, None
-    if isinstance(config, RankingPairsConfig):
-        # PyTorch, which exports the encoder, takes seconds to import.
-        from training.encoder import resolve
-        from training.pairs import fit_featurizer
-
-        featurizer = fit_featurizer(config, train, recorder)
-        encoder = resolve(config.model.encoder).origin
-    contents = _contents(config, train.feature_names, featurizer, encoder)
+    featurizer, encoder = _featurizer(config, train, recorder)
+    names = (*(featurizer.names if featurizer is not None else ()), *train.feature_names)
+    contents = _contents(config, names, encoder)
     model = RankingModel(contents, featurizer)
     train_matrix = xgboost.QuantileDMatrix(
         _features(model, train, "features of train", recorder),
-        label=np.concatenate(train.labels),
-        qid=_query_numbers(train),
+        **_judgements(train, config),
         max_bin=config.training.max_bins,
-        nthread=config.training.n_threads,
     )
     # Lists without a relevant document have no NDCG; XGBoost would count them 1.
     judged = valid.take(np.flatnonzero([labels_D.any() for labels_D in valid.labels]))
     valid_matrix = xgboost.DMatrix(
-        _features(model, judged, "features of valid", recorder),
-        label=np.concatenate(judged.labels),
-        qid=_query_numbers(judged),
-        nthread=config.training.n_threads,
+        _features(model, judged, "features of valid", recorder), **_judgements(judged, config)
     )
-    parameters = boosting_parameters(config)
-    if featurizer is not None:
-        names = (*featurizer.names, *train.feature_names)
-        parameters["monotone_constraints"] = tuple(int(name in featurizer.rising) for name in names)
-    recorder.say(f"{len(train)} queries, {train_matrix.num_row()} documents, {train_matrix.num_col()} features")
+    recorder.say(f"{len(train)} queries, {train_matrix.num_row()} documents, {len(names)} features")
     booster = xgboost.train(
-        parameters,
+        boosting_parameters(config, names, featurizer.rising if featurizer is not None else frozenset()),
         train_matrix,
         num_boost_round=config.training.n_trees,
         evals=[(valid_matrix, "valid")],
@@ -178,9 +162,15 @@ def fit(
     return FittedTrees(contents, booster, featurizer)
 
 
-def boosting_parameters(config: AnyRankingConfig) -> dict[str, Any]:
-    """Give the parameters of `xgboost.train` that a configuration stands for."""
+def boosting_parameters(
+    config: AnyRankingConfig, names: Sequence[str] = (), rising: frozenset[str] = frozenset()
+) -> dict[str, Any]:
+    """Give the parameters of `xgboost.train` that a configuration stands for.
+
+    rising: those of the features `names` [F] with which a score must never fall.
+    """
     training = config.training
+    constraints = {"monotone_constraints": tuple(int(name in rising) for name in names)} if rising else {}
     return {
         "objective": config.model.objective,
         "booster": config.model.booster,
@@ -197,6 +187,7 @@ def boosting_parameters(config: AnyRankingConfig) -> dict[str, Any]:
         "max_bin": training.max_bins,
         "lambdarank_num_pair_per_sample": training.pairs_per_document,
         "lambdarank_pair_method": training.pair_method,
+        **constraints,
     }
 
 
@@ -223,13 +214,19 @@ class _Curve(xgboost.callback.TrainingCallback):
         return model
 
 
-def _contents(
-    config: AnyRankingConfig,
-    feature_names: tuple[str, ...],
-    featurizer: PairFeaturizer | None,
-    encoder: EncoderOrigin | None,
-) -> Contents:
-    names = (*(featurizer.names if featurizer is not None else ()), *feature_names)
+def _featurizer(
+    config: AnyRankingConfig, train: RankingRows, recorder: Recorder
+) -> tuple[PairFeaturizer | None, EncoderOrigin | None]:
+    if not isinstance(config, RankingPairsConfig):
+        return None, None
+    # PyTorch, which exports the encoder, takes seconds to import.
+    from training.encoder import resolve
+    from training.pairs import fit_featurizer
+
+    return fit_featurizer(config, train, recorder), resolve(config.model.encoder).origin
+
+
+def _contents(config: AnyRankingConfig, names: tuple[str, ...], encoder: EncoderOrigin | None) -> Contents:
     model = config.model
     return Contents(
         family="ranking",
@@ -254,8 +251,9 @@ def _features(model: RankingModel, rows: RankingRows, stage: str, recorder: Reco
     return np.concatenate(blocks)
 
 
-def _query_numbers(rows: RankingRows) -> NDArray[np.int64]:
-    return np.repeat(np.arange(len(rows)), [len(labels_D) for labels_D in rows.labels])
+def _judgements(rows: RankingRows, config: AnyRankingConfig) -> dict[str, Any]:
+    query_numbers_N = np.repeat(np.arange(len(rows)), [len(labels_D) for labels_D in rows.labels])
+    return {"label": np.concatenate(rows.labels), "qid": query_numbers_N, "nthread": config.training.n_threads}
 
 
 def _aligned(rows: RankingRows, train: RankingRows) -> tuple[RankingRows, Iterator[str]]:
