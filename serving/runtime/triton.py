@@ -24,6 +24,7 @@ _MAX_BYTES = 2**31 - 1
 _OPTIONS = [
     ("grpc.max_send_message_length", _MAX_BYTES),
     ("grpc.max_receive_message_length", _MAX_BYTES),
+    ("grpc.enable_http_proxy", 0),
     # gRPC by itself would wait up to two minutes to connect again, long after the server is back.
     ("grpc.initial_reconnect_backoff_ms", 200),
     ("grpc.max_reconnect_backoff_ms", 2_000),
@@ -48,11 +49,11 @@ class TritonRuntime:
         ParityError: other answers.
         """
         config = await self._config(model)
-        digest = config.get("parameters", {}).get(DIGEST, {}).get("string_value", "another model")
+        digest = config.get("parameters", {}).get(DIGEST, {}).get("string_value", "")
         if digest != model.bundle.digest:
             raise NotFoundError(
                 f"Triton at {self._url} must serve the bundle {model.bundle.digest[:12]} as {model.ref}, it has "
-                f"{digest[:13]}; run `rankyard deploy {model.name}`"
+                f"{digest[:12] or 'another model'}; run `rankyard deploy {model.name}`"
             )
         max_rows = int(config["max_batch_size"])
         loop = asyncio.get_running_loop()

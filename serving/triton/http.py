@@ -1,4 +1,4 @@
-"""The few requests that a deployment makes of a Triton server over HTTP: ready, load, unload, infer.
+"""The few requests that a deployment makes of a Triton server over HTTP: live, load, unload, infer.
 
 Tensors travel in the binary extension of the Open Inference Protocol, since JSON has no NaN.
 https://github.com/triton-inference-server/server/blob/main/docs/protocol/extension_binary_data.md
@@ -22,6 +22,8 @@ from serving.triton.tensors import DATATYPES, as_declared, batches, joined
 
 _HEADER_LENGTH = "Inference-Header-Content-Length"
 _LOAD_TIMEOUT_S = 120.0
+_DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+"""A model server is a neighbour: a proxy for the rest of the world must not stand between."""
 
 
 class TritonHttp:
@@ -35,9 +37,9 @@ class TritonHttp:
         self._url = (url if "://" in url else f"http://{url}").rstrip("/")
         self._timeout_s = timeout_s
 
-    def expect_ready(self) -> None:
-        """Return where the server is ready to take models."""
-        self._send("/v2/health/ready", None)
+    def expect_live(self) -> None:
+        """Return where the server takes requests; it is not asked to be ready, which one failed model would deny."""
+        self._send("/v2/health/live", None)
 
     def load(self, name: str) -> None:
         """Load a model, or load it anew: what was loaded before answers until then, and for good where this fails."""
@@ -92,7 +94,7 @@ class TritonHttp:
             headers = {"content-type": "application/octet-stream", _HEADER_LENGTH: str(header_length)}
         try:
             request = urllib.request.Request(self._url + path, body, headers)  # noqa: S310 - the person's own address
-            with urllib.request.urlopen(request, timeout=timeout_s or self._timeout_s) as response:  # noqa: S310
+            with _DIRECT.open(request, timeout=timeout_s or self._timeout_s) as response:
                 content = response.read()
                 return content, int(response.headers.get(_HEADER_LENGTH, len(content)))
         except urllib.error.HTTPError as error:
@@ -107,8 +109,8 @@ class TritonHttp:
 
 
 def _reason(error: urllib.error.HTTPError) -> str:
-    """Triton's own words, `{"error": ...}`, on one line."""
+    """Triton's own words, `{"error": ...}`, on one line and without the Python backend's traceback."""
     body = error.read().decode(errors="replace")
     with suppress(ValueError, TypeError, KeyError):  # a proxy's page, or none
         body = str(json.loads(body)["error"])
-    return " ".join(body.split()).rstrip(".;") or str(error.reason)
+    return " ".join(body.partition("\n\nAt:\n")[0].split()).rstrip(".;") or str(error.reason)

