@@ -5,7 +5,7 @@ Shapes: N documents of all lists, F features, D documents of one list.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -256,7 +256,7 @@ def _judgements(rows: RankingRows, config: AnyRankingConfig) -> dict[str, Any]:
     return {"label": np.concatenate(rows.labels), "qid": query_numbers_N, "nthread": config.training.n_threads}
 
 
-def _aligned(rows: RankingRows, train: RankingRows) -> tuple[RankingRows, Iterator[str]]:
+def _aligned(rows: RankingRows, train: RankingRows) -> tuple[RankingRows, list[str]]:
     """Give the rows with the features that train has, and say which ones differ."""
     known = set(train.feature_names)
     unknown = [name for name in rows.feature_names if name not in known]
@@ -266,7 +266,7 @@ def _aligned(rows: RankingRows, train: RankingRows) -> tuple[RankingRows, Iterat
         notes.append(f"{rows.file} has features that {train.file} does not have ({_some(unknown)}): they are left out")
     if absent:
         notes.append(f"{rows.file} lacks features of {train.file} ({_some(sorted(absent))}): they are missing there")
-    return with_features(rows, train.feature_names) if unknown else rows, iter(notes)
+    return with_features(rows, train.feature_names) if unknown else rows, notes
 
 
 def _some(names: Sequence[str]) -> str:
