@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
@@ -24,4 +23,5 @@ class SentenceNetwork(TransformerNetwork):
         """`vector` [B, H] from the encoder's states."""
         mask_BT1 = attention_mask.unsqueeze(-1).to(states_BTH.dtype)
         mean_BH = (states_BTH * mask_BT1).sum(1) / mask_BT1.sum(1)
-        return {"vector": torch.nn.functional.normalize(mean_BH, dim=1)}
+        # Written out: ONNX Runtime's shape inference stumbles over the export of `normalize`, and prints so.
+        return {"vector": mean_BH / mean_BH.square().sum(1, keepdim=True).sqrt()}

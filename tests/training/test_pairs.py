@@ -69,6 +69,11 @@ def test_a_vector_does_not_depend_on_its_neighbours(fitted):
     np.testing.assert_array_equal(together[-1], alone[0])
 
 
+def test_the_export_prints_nothing(encoder, capfd):
+    fit_featurizer(config(encoder), rows(), Notes())
+    assert capfd.readouterr().out == ""
+
+
 def test_progress_ends_full_and_repeated_judgments_are_said(fitted):
     _, notes = fitted
     assert notes.steps[-1] == (4, 4)
