@@ -129,8 +129,8 @@ def fit(
 ) -> FittedTrees:
     """Boost LambdaMART trees on train until `patience` of them brought no better NDCG@10 on valid.
 
-    Equal to `xgboost.train` on the same matrix with `boosting_parameters`, and repeatable by seed. There is nothing to
-    resume: a forest takes minutes at most, and one continued would not be the one grown at once.
+    Equal to `xgboost.train` on the same matrix with `boosting_parameters`, and repeatable by seed. Nothing is
+    kept to resume from: XGBoost's random state is not saved, so a forest continued is not the one grown at once.
     """
     checkpoint.clear()
     train, valid = splits.train, splits.valid
