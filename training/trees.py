@@ -47,8 +47,8 @@ def export_trees(booster: xgboost.Booster) -> onnx.ModelProto:
     Trees after `best_iteration`, where the booster has one, are left out. XGBoost starts its float32 sum with the base
     score and adds the trees in order; so the base score is the first tree here, a single leaf. On one thread ONNX
     Runtime then adds in the same order and gives XGBoost's own bits; on more threads it adds partial sums, which
-    differ in the last places (at most 7e-6 measured on 300 trees). InputError names what has no exact counterpart: categorical
-    splits, dart, gblinear, several outputs, objectives with a link function.
+    differ in the last places (at most 7e-6 measured on 300 trees). InputError names what has no exact counterpart:
+    categorical splits, dart, gblinear, several outputs, objectives with a link function.
     """
     learner = json.loads(booster.save_raw("json"))["learner"]
     _refuse_inexact(learner)
