@@ -253,8 +253,9 @@ def _deploy(options: argparse.Namespace) -> Answer:
     from serving.triton.config import TritonSettings
     from serving.triton.repository import deploy
 
+    settings = TritonSettings(backend=options.backend)
     deployed = deploy(
-        _workspace(options).deployment, options.names, Path(options.repository), TritonSettings(), options.triton_url
+        _workspace(options).deployment, options.names, Path(options.repository), settings, options.triton_url
     )
     models = [
         {"name": one.name, "version": one.version, "path": str(one.path), "ready": one.is_ready} for one in deployed
@@ -388,6 +389,12 @@ def _parser() -> argparse.ArgumentParser:
     deploy.add_argument("names", nargs="+", metavar="NAME")
     deploy.add_argument("--repository", required=True, metavar="DIR")
     deploy.add_argument("--triton-url", metavar="URL", help="HTTP address of a running server to load them into")
+    deploy.add_argument(
+        "--backend",
+        choices=("python", "onnxruntime"),
+        default="python",
+        help="Triton's backend (default: python, which every server has; containers have onnxruntime too)",
+    )
 
     triton = command("triton", _triton, "run a local Triton server, without a container")
     triton.add_argument("what", choices=("up", "down", "status"))

@@ -275,12 +275,7 @@ def _some(names: Sequence[str]) -> str:
 
 def _counted(rows: RankingRows) -> list[str]:
     notes = []
-    n_single = sum(len(labels_D) == 1 for labels_D in rows.labels)
     n_empty = sum(not labels_D.any() for labels_D in rows.labels)
-    if n_single:
-        notes.append(
-            f"{n_single} of the {len(rows)} queries of {rows.file} have one document: there is nothing to order"
-        )
     if n_empty:
         notes.append(
             f"{n_empty} of the {len(rows)} queries of {rows.file} have no relevant document: training learns nothing "
@@ -290,6 +285,11 @@ def _counted(rows: RankingRows) -> list[str]:
 
 
 def _check(rows: RankingRows, config: AnyRankingConfig) -> None:
+    if lone := [query_id for query_id, labels_D in zip(rows.query_ids, rows.labels, strict=True) if len(labels_D) < 2]:
+        raise DataError(
+            f"a query must have at least two documents to be ordered, {len(lone)} of the {len(rows)} queries of "
+            f"{rows.file} have one ({_some(lone)}); remove them"
+        )
     if isinstance(config, RankingPairsConfig):
         if any(request.texts is None for request in rows.lists):
             raise DataError(f"{rows.file} must have query and title for `model.kind: pairs`; use kind xgboost without")

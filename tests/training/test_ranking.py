@@ -174,13 +174,12 @@ def test_queries_are_held_out_whole_and_repeatably_where_there_is_no_valid_file(
 
 
 def test_lists_that_teach_nothing_and_features_that_differ_are_counted_and_said(tmp_path: Path) -> None:
-    (tmp_path / "train.txt").write_text("1 qid:1 1:1 2:1\n0 qid:1 1:2 2:1\n1 qid:2 1:1\n0 qid:3 1:1\n0 qid:3 1:2\n")
+    (tmp_path / "train.txt").write_text("1 qid:1 1:1 2:1\n0 qid:1 1:2 2:1\n0 qid:3 1:1\n0 qid:3 1:2\n")
     (tmp_path / "valid.txt").write_text("1 qid:4 1:1 9:1\n0 qid:4 1:2\n")
     splits = ranking.read(tmp_path, config())
     assert splits.notes == (
-        "1 of the 3 queries of train.txt have one document: there is nothing to order",
         (
-            "1 of the 3 queries of train.txt have no relevant document: training learns nothing from them, and ndcg@10 "
+            "1 of the 2 queries of train.txt have no relevant document: training learns nothing from them, and ndcg@10 "
             "leaves them out"
         ),
         "valid.txt has features that train.txt does not have (9): they are left out",
@@ -192,6 +191,11 @@ def test_lists_that_teach_nothing_and_features_that_differ_are_counted_and_said(
 @pytest.mark.parametrize(
     ("train", "valid", "rule"),
     [
+        (
+            "1 qid:1 1:1\n0 qid:1 1:2\n1 qid:5 1:1\n",
+            "1 qid:2 1:1\n0 qid:2 1:2\n",
+            "at least two documents to be ordered, 1 of the 2 queries of train.txt have one",
+        ),
         (
             "1 qid:1 1:1\n1 qid:1 1:2\n",
             "1 qid:2 1:1\n0 qid:2 1:2\n",
