@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import hashlib
 import json
-import os
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -17,6 +16,7 @@ from pydantic import ValidationError
 
 from models.errors import BundleError, WorkspaceError
 from models.manifest import FORMAT, Manifest
+from registry.files import flush
 
 MANIFEST = "manifest.json"
 MODEL = "model.onnx"
@@ -81,7 +81,7 @@ def seal(directory: Path, manifest: Manifest, bundles: Path) -> Bundle:
     manifest = manifest.model_copy(update={"files": {name: sha256(directory / name) for name in names}})
     (directory / MANIFEST).write_text(manifest.model_dump_json(indent=2) + "\n", encoding="utf-8")
     for path in (*directory.iterdir(), directory):
-        _flush(path)
+        flush(path)
     digest = sha256(directory / MANIFEST)
     return Bundle(_place(directory, bundles / digest), manifest, digest)
 
@@ -132,8 +132,8 @@ def copy_bundle(bundle: Bundle, bundles: Path) -> Bundle:
         with draft(bundles) as directory:
             for name in (MANIFEST, *bundle.manifest.files):
                 shutil.copyfile(bundle.path / name, directory / name)
-                _flush(directory / name)
-            _flush(directory)
+                flush(directory / name)
+            flush(directory)
             _place(directory, target)
     return open_bundle(target)
 
@@ -143,13 +143,5 @@ def _place(directory: Path, target: Path) -> Path:
     if not target.exists():
         directory.chmod(0o755)
         directory.rename(target)
-        _flush(target.parent)
+        flush(target.parent)
     return target
-
-
-def _flush(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

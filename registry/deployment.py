@@ -5,8 +5,6 @@ Imports no MLflow. A pointer is replaced in one step, after every bundle it spea
 
 from __future__ import annotations
 
-import os
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from models.errors import BundleError, NotFoundError, WorkspaceError
 from models.manifest import FamilyName
 from registry.bundle import Bundle, copy_bundle, open_bundle
+from registry.files import replace
 from registry.references import Reference, check_name, parse
 
 _DIGEST_SHOWN = 12
@@ -72,7 +71,7 @@ def publish(deployment: Path, name: str, aliases: Mapping[str, Published]) -> Po
         family=leading.bundle.manifest.family,
         aliases={alias: Release(version=p.version, digest=p.bundle.digest) for alias, p in sorted(aliases.items())},
     )
-    _replace(_file(deployment, name), pointer.model_dump_json(indent=2) + "\n")
+    _write(_file(deployment, name), pointer.model_dump_json(indent=2) + "\n")
     return pointer
 
 
@@ -134,25 +133,10 @@ def _read(file: Path) -> Pointer:
         raise WorkspaceError(f"{file} must be a pointer as written by a promotion, got: {reason}") from error
 
 
-def _replace(file: Path, text: str) -> None:
-    """Write aside, flush, rename: a reader sees the old pointer or the new one, never half of either."""
+def _write(file: Path, text: str) -> None:
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile("w", dir=file.parent, prefix=".", delete=False, encoding="utf-8") as aside:
-            try:
-                aside.write(text)
-                aside.flush()
-                os.fsync(aside.fileno())
-                Path(aside.name).chmod(0o644)
-                Path(aside.name).replace(file)
-            except BaseException:
-                Path(aside.name).unlink(missing_ok=True)
-                raise
-        directory = os.open(file.parent, os.O_RDONLY)
-        try:
-            os.fsync(directory)
-        finally:
-            os.close(directory)
+        replace(file, text)
     except OSError as error:
         raise WorkspaceError(
             f"a pointer must fit on the disk of {file.parent}, got: {error.strerror}; free some space"

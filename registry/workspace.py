@@ -72,9 +72,10 @@ class Workspace:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError as error:
                 file.seek(0)
+                holder = file.read().strip() or "?"
                 raise WorkspaceError(
-                    f"only one process at a time may run `{purpose}` in {self.root}, process {file.read().strip() or '?'} "
-                    "does; wait for it to end"
+                    f"only one process at a time may run `{purpose}` in {self.root}, process {holder} does; "
+                    "wait for it to end"
                 ) from error
             file.truncate(0)
             file.write(str(os.getpid()))

@@ -8,7 +8,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import shutil
 import tempfile
 from dataclasses import dataclass
@@ -22,6 +21,7 @@ from models.errors import ParityError, RankyardError, WorkspaceError
 from registry import golden
 from registry.bundle import Bundle, sha256
 from registry.deployment import resolve
+from registry.files import flush, replace
 from serving.triton.config import TritonSettings, config_pbtxt
 from serving.triton.http import TritonHttp
 
@@ -104,7 +104,7 @@ def write(repository: Path, name: str, version: str, bundle: Bundle, settings: T
         is_new = _place(path, bundle)
         previous = directory / CONFIG
         previous_config = previous.read_text(encoding="utf-8") if previous.exists() else None
-        _replace(previous, config)
+        replace(previous, config)
     except OSError as error:
         raise WorkspaceError(
             f"a model repository must be a directory that can be written, got {repository} ({error.strerror}); "
@@ -141,7 +141,7 @@ def _undo(server: TritonHttp, directory: Path, written: Written) -> None:
     if written.previous_config is None:
         (directory / CONFIG).unlink()
     else:
-        _replace(directory / CONFIG, written.previous_config)
+        replace(directory / CONFIG, written.previous_config)
     with contextlib.suppress(RankyardError):
         if written.previous_config is None:
             server.unload(directory.name)
@@ -163,40 +163,16 @@ def _place(target: Path, bundle: Bundle) -> bool:
                 f"{target / MODEL} must have sha256 {wanted}, as the bundle has it, it has {found}; a version is "
                 "never overwritten, remove the directory or promote a new version"
             )
-        _replace(target / _BACKEND_MODEL, source)
+        replace(target / _BACKEND_MODEL, source)
         return False
     aside = Path(tempfile.mkdtemp(prefix=".", dir=target.parent))
     try:
         shutil.copyfile(bundle.model_file(), aside / MODEL)
-        _flush(aside / MODEL)
-        _replace(aside / _BACKEND_MODEL, source)
+        flush(aside / MODEL)
+        replace(aside / _BACKEND_MODEL, source)
         aside.chmod(0o755)
         aside.rename(target)
-        _flush(target.parent)
+        flush(target.parent)
     finally:
         shutil.rmtree(aside, ignore_errors=True)
     return True
-
-
-def _replace(path: Path, text: str) -> None:
-    """Write aside, flush, rename: a server reads the old file or the new one, never half of either."""
-    with tempfile.NamedTemporaryFile("w", prefix=".", dir=path.parent, delete=False, encoding="utf-8") as file:
-        aside = Path(file.name)
-        try:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-            aside.chmod(0o644)
-            aside.replace(path)
-        except BaseException:
-            aside.unlink(missing_ok=True)
-            raise
-    _flush(path.parent)
-
-
-def _flush(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
