@@ -45,7 +45,7 @@ class Encoded:
 
 
 def collate(requests: Sequence[Encoded], signature: Signature) -> dict[str, NDArray[np.generic]]:
-    """Join requests into one batch: input name -> [batch, longest] under `rows`, [sum of documents, ...] under `concat`."""
+    """Join requests into a batch: input name -> [batch, longest] under `rows`, [all documents, ...] under `concat`."""
     if signature.layout == "concat":
         return {
             spec.name: np.concatenate([request.arrays[spec.name] for request in requests]) for spec in signature.inputs

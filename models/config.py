@@ -24,7 +24,7 @@ C = TypeVar("C", bound=BaseModel)
 
 
 def read(name_or_path: str, overrides: Sequence[str] = ()) -> dict[str, Any]:
-    """Read YAML from a path or a shipped name (`ranking_xgboost`) and apply `a.b=c` overrides; ConfigError otherwise."""
+    """Read YAML by path or shipped name (`ranking_xgboost`) and apply `a.b=c` overrides; ConfigError otherwise."""
     path = Path(name_or_path)
     if not path.suffix and not path.exists():
         path = _shipped(name_or_path)

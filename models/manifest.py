@@ -18,7 +18,7 @@ class _Part(BaseModel):
 
 
 class TensorSpec(_Part):
-    """One tensor: numpy's name of its type, its shape (-1: varies) and, for an input under `rows`, the padding value."""
+    """One tensor: numpy's name of its type, its shape (-1: varies), and what pads an input under `rows`."""
 
     name: str
     dtype: Literal["int64", "float32"]

@@ -59,7 +59,7 @@ class RankingModel:
             matrix_DF[:, : pairs_DF.shape[1]] = pairs_DF
         return Encoded({"features": matrix_DF})
 
-    def decode(self, request: RankRequest, encoded: Encoded, outputs: Arrays) -> tuple[Ranked, ...]:
+    def decode(self, request: RankRequest, _encoded: Encoded, outputs: Arrays) -> tuple[Ranked, ...]:
         """Order candidates by falling score; equal scores keep the order they came in."""
         scores_D = np.asarray(outputs["score"], dtype=np.float64).reshape(-1)
         order = np.argsort(-scores_D, kind="stable")
@@ -69,9 +69,9 @@ class RankingModel:
         try:
             column = self._columns[name]
         except KeyError:
+            known = ", ".join(self._names[:8]) + (", …" if len(self._names) > 8 else "")
             raise InputError(
-                f"a feature must be one of the model's ({', '.join(self._names[:8])}{', …' if len(self._names) > 8 else ''}), "
-                f"got {name!r}; leave it out or correct its name",
+                f"a feature must be one of the model's ({known}), got {name!r}; leave it out or correct its name",
                 field=f"features.{name}",
             ) from None
         if self._featurizer is not None and column < self._featurizer.n_features:

@@ -140,7 +140,7 @@ def _price_match(shelf: Shelf, wish: Wish) -> Floats:
 
 
 def _equal(column: NDArray[np.str_], value: str) -> Floats:
-    return (column == value).astype(np.float64)
+    return np.asarray(column == value, dtype=np.float64)
 
 
 def _texts(values: Any) -> NDArray[np.str_]:
