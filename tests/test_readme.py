@@ -2,6 +2,8 @@
 
 import re
 import shlex
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -9,7 +11,8 @@ import pytest
 import rankyard
 from models.config import shipped
 
-README = (Path(__file__).parent.parent / "README.md").read_text()
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text()
 
 
 def commands() -> list[str]:
@@ -41,7 +44,13 @@ def test_every_shipped_configuration_is_described() -> None:
     assert [name for name in shipped() if f"`{name}`" not in README] == []
 
 
+def test_the_results_table_is_what_the_studies_found() -> None:
+    script = ROOT / "experiments" / "public_data" / "run.py"
+    printed = subprocess.run([sys.executable, script, "--table"], check=True, capture_output=True, text=True).stdout
+    assert printed.strip() in README
+
+
 def test_every_link_into_the_tree_leads_somewhere() -> None:
     targets = [target for target in re.findall(r"\]\(([^)]+)\)", README) if "://" not in target]
     assert targets
-    assert [target for target in targets if not (Path(__file__).parent.parent / target).exists()] == []
+    assert [target for target in targets if not (ROOT / target).exists()] == []
