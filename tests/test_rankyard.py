@@ -19,6 +19,7 @@ import rankyard
 from registry.deployment import Published, publish
 from registry.workspace import Workspace
 from tests.bundles import tiny_bundle
+from tests.triton_server import needs_triton
 from training import demo_shop
 
 Run = Callable[..., tuple[int, str, str]]
@@ -160,6 +161,25 @@ def test_triton_without_a_server_is_refused(run: Run, tmp_path: Path) -> None:
         status=1,
     )
     assert run("triton", "down", "--json")[:2] == (0, '{"running": false}\n')
+
+
+@needs_triton
+def test_a_champion_goes_to_a_triton_server_and_the_server_ends(run: Run, tmp_path: Path) -> None:
+    publish(tmp_path / ".rankyard/deployment", "shop", {"champion": Published("3", tiny_bundle(tmp_path / "b"))})
+    assert json.loads(run("triton", "status", "--json")[1]) == {"running": False}
+    try:
+        status, out, _ = run("triton", "up", "--json")
+        up = json.loads(out)
+        assert (status, up["running"], up["ready"]) == (0, True, True)
+        deploy = ["deploy", "shop", "--repository", up["repository"], "--triton-url", f"http://{up['http']}", "--json"]
+        status, out, _ = run(*deploy)
+        (model,) = json.loads(out)["models"]
+        assert (status, model["name"], model["version"], model["ready"]) == (0, "shop", "3", True)
+        assert (Path(model["path"]) / "model.onnx").is_file()
+        assert "ready" in run("triton", "status")[1]
+    finally:
+        assert run("triton", "down", "--json")[1] == '{"running": false}\n'
+    assert json.loads(run("triton", "status", "--json")[1]) == {"running": False}
 
 
 def test_a_bundle_with_a_flipped_byte_is_refused_with_both_digests(run: Run, tmp_path: Path) -> None:
