@@ -104,7 +104,8 @@ class Run:
     def figure(self, figure: Figure, name: str) -> None:
         """Store a matplotlib figure as `pictures/NAME.png`."""
         with translated(self._uri):
-            self._client.log_figure(self.id, figure, f"pictures/{name}.png")
+            # "tight": long labels may reach beyond what the layout has reckoned with
+            self._client.log_figure(self.id, figure, f"pictures/{name}.png", save_kwargs={"bbox_inches": "tight"})
 
     def file(self, path: Path) -> None:
         """Store a file under its own name."""
