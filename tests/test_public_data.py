@@ -79,9 +79,8 @@ def test_a_ranker_scores_mq2008_as_plain_xgboost_with_the_same_settings(tmp_path
     ends = np.flatnonzero(np.diff(test_qid)) + 1
     theirs = ranking_metrics(np.split(test_y, ends), np.split(scores, ends))["ndcg@10"].value
     assert splits.test is not None
-    own = fitted.booster.inplace_predict(
-        np.concatenate([np.stack([one.features[str(i)] for i in range(1, 47)], 1) for one in splits.test.lists])
-    )
+    own_x = np.concatenate([np.stack([one.features[str(i)] for i in range(1, 47)], 1) for one in splits.test.lists])
+    own = fitted.booster.inplace_predict(own_x, iteration_range=(0, fitted.n_trees))
     np.testing.assert_array_equal(own, scores)
     ours = ranking_metrics(splits.test.labels, np.split(own, ends))["ndcg@10"].value
     assert ours == theirs
