@@ -45,7 +45,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _print(options: argparse.Namespace, answer: Answer) -> int:
     text = answer.pop("text", "")
-    if options.json:
+    if options.json and answer:
         print(json.dumps(answer))
     elif text:
         print(text)
