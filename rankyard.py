@@ -108,11 +108,11 @@ def _install_for_demo() -> None:
     importlib.invalidate_caches()
 
 
-def _call(arguments: Sequence[str]) -> tuple[int, Answer]:
-    """Run a command as `main` does, giving its exit status and answer; what the demo is made of."""
+def _call(arguments: Sequence[str]) -> Answer:
+    """Run a command as `main` does, but give its answer; what the demo is made of."""
     options = _parser().parse_args(arguments)
-    answer = options.run(options)
-    return 1 if answer.get("decision") == "refused" else 0, answer
+    answer: Answer = options.run(options)
+    return answer
 
 
 def _train(options: argparse.Namespace) -> Answer:
@@ -145,12 +145,14 @@ def _evaluate(options: argparse.Namespace) -> Answer:
         f"  {name:<20} {value:.4f}  [{evaluated.intervals[name][0]:.4f}, {evaluated.intervals[name][1]:.4f}]"
         for name, value in evaluated.metrics.items()
     ]
+    notes = [f"  note: {note}" for note in evaluated.notes]
     return {
         "ref": options.ref,
         "n": evaluated.n,
         "metrics": evaluated.metrics,
         "intervals": evaluated.intervals,
-        "text": "\n".join([f"{options.ref} on {evaluated.n} examples of {options.data}", *lines]),
+        "notes": evaluated.notes,
+        "text": "\n".join([f"{options.ref} on {evaluated.n} examples of {options.data}", *lines, *notes]),
     }
 
 

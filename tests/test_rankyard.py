@@ -210,6 +210,9 @@ def test_a_model_goes_from_files_to_champion_and_back(run: Run, tmp_path: Path) 
     evaluated = json.loads(out)
     assert (evaluated["n"], evaluated["metrics"]["accuracy"]) == (6, 1)
     assert set(evaluated["intervals"]) == set(evaluated["metrics"])
+    strange = write(tmp_path / "strange", {"strange.jsonl": [*INTENTS[:3], {"text": "pay", "label": "payment"}]})
+    out = run("evaluate", "shop@champion", "--data", strange / "strange.jsonl")[1]
+    assert "note: 1 of 4 rows have a label that the model does not know (payment); they count as errors" in out
     status, out, _ = run("predict", "shop@champion", "where is my order", "find red shoes")
     answers = [json.loads(line) for line in out.splitlines()]
     assert [answer["intent"]["label"] for answer in answers] == ["order_status", "search"]

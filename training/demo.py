@@ -18,8 +18,8 @@ from models.errors import RankyardError, UnavailableError
 from registry.workspace import Workspace
 from training import demo_shop
 
-Call = Callable[[Sequence[str]], tuple[int, dict[str, Any]]]
-"""Runs one command in this process: its arguments in, exit status and answer out."""
+Call = Callable[[Sequence[str]], dict[str, Any]]
+"""Runs one command in this process: its arguments in, its answer out."""
 
 _START_TIMEOUT_S = 60.0
 _STOP_TIMEOUT_S = 30.0
@@ -89,18 +89,18 @@ class _Story:
         self._chapter += 1
         print(f"\n{self._chapter}. {title}", file=sys.stderr, flush=True)  # noqa: T201
 
-    def command(self, *arguments: str) -> tuple[int, dict[str, Any]]:
+    def command(self, *arguments: str) -> dict[str, Any]:
         self.say(f"$ rankyard {shlex.join(arguments)}")
         return self._call([*arguments, "--workspace", str(self._workspace.root)])
 
     def train(self, task: str, config: str, data: Path, name: str, *overrides: str) -> None:
         settings = [part for override in overrides for part in ("--set", override)]
-        _, answer = self.command("train", task, "--config", config, "--data", str(data), "--name", name, *settings)
+        answer = self.command("train", task, "--config", config, "--data", str(data), "--name", name, *settings)
         for line in answer["text"].splitlines():
             self.say(line)
 
     def promote(self, name: str, expected: str | None = "promoted") -> dict[str, Any]:
-        _, answer = self.command("promote", name)
+        answer = self.command("promote", name)
         for line in answer["text"].splitlines():
             self.say(line)
         if expected not in (None, answer["decision"]):

@@ -19,7 +19,7 @@ from models.session import OnnxSession
 from registry.bundle import Bundle, draft, seal
 from registry.evaluation import Report
 from registry.references import check_name
-from registry.tracking import Tracking
+from registry.tracking import FINGERPRINT, Tracking
 from training.config import TrainConfig, parse
 from training.data.splits import Splits
 from training.evaluate import evaluate
@@ -89,7 +89,7 @@ def run(order: Order, tracking: Tracking, terminal: Recorder) -> Trained:
         tracking.workspace.lock(f"train-{order.name}"),
         tracking.training(config.task, order.name, resume=fingerprint if order.resume else None) as record,
     ):
-        record.tags({"rankyard.fingerprint": fingerprint})
+        record.tags({FINGERPRINT: fingerprint})
         record.parameters(settings)
         record.datasets(order.name, digests)
         recorder = _Both(record, terminal)
@@ -98,9 +98,7 @@ def run(order: Order, tracking: Tracking, terminal: Recorder) -> Trained:
         record.parameters({f"fit.{name}": value for name, value in fitted.parameters().items()})
         with draft(tracking.workspace.bundles) as directory:
             contents = fitted.write(directory)
-            proof = Proof(directory, contents, config, splits, recorder)
-            report, evaluations = proof.run(fitted)
-            proof.write_golden()
+            report, evaluations = Proof(directory, contents, config, splits, recorder).run(fitted)
             manifest = Manifest(
                 **contents.model_dump(),
                 format=FORMAT,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,8 +34,8 @@ class Proof:
     def __init__(
         self, directory: Path, contents: Contents, config: TrainConfig, splits: Splits[Any], recorder: Recorder
     ) -> None:
-        self.contents = contents
-        self.model: Model = open_model(directory, contents)
+        self._contents = contents
+        self._model: Model = open_model(directory, contents)
         self._directory = directory
         self._config = config
         self._splits = splits
@@ -44,7 +44,7 @@ class Proof:
         self._train_counts = _label_counts(splits.train)
 
     def run(self, fitted: Fitted) -> tuple[Report, dict[str, Evaluation]]:
-        """Give the report, and the served variant's evaluation of each split; write both into the draft."""
+        """Give the report, and the served variant's evaluation of each split; write both and golden.json."""
         valid = self._answer("float32", self._splits.valid)
         parity = self._parity(fitted, valid)
         evaluations: dict[VariantName, dict[str, Evaluation]] = {"float32": self._evaluate("float32", valid)}
@@ -56,7 +56,7 @@ class Proof:
                 del evaluations["int8"]
         served: VariantName = "int8" if "int8" in evaluations else "float32"
         report = Report(
-            family=self.contents.family,
+            family=self._contents.family,
             main_metric=self._main_metric,
             served_variant=served,
             variants={name: self._variant(name, its) for name, its in evaluations.items()},
@@ -65,39 +65,28 @@ class Proof:
         )
         report.save(self._directory)
         list(evaluations[served].values())[-1].predictions.save(self._directory)
+        self._write_golden(valid)
         for evaluation in evaluations[served].values():
             for note in evaluation.notes:
                 self._recorder.say(f"note: {note}")
         return report, evaluations[served]
 
-    def write_golden(self) -> None:
-        """Write golden.json: the shortest, the longest and some other valid examples, through every variant."""
-        encoded = [(request, self.model.encode(request)) for request in self._splits.valid.requests()]
-        by_length = sorted(encoded, key=lambda pair: pair[1].length)
-        chosen = np.unique(np.linspace(0, len(by_length) - 1, num=_N_GOLDEN, dtype=np.int64))
-        sessions = {
-            name: OnnxSession(self._directory / file).run
-            for name, file in VARIANTS.items()
-            if (self._directory / file).exists()
-        }
-        golden.write(self._directory, self.contents.signature, [by_length[i] for i in chosen], sessions)
-
     @property
     def _main_metric(self) -> str:
-        return MAIN_METRIC[self.contents.family]
+        return MAIN_METRIC[self._contents.family]
 
     def _session(self, variant: VariantName, n_threads: int) -> OnnxSession:
         return OnnxSession(self._directory / VARIANTS[variant], n_threads=n_threads)
 
     def _answer(self, variant: VariantName, rows: AnyRows) -> list[Answered]:
-        return answer(self.model, self.contents, self._session(variant, 0).run, rows.requests())
+        return answer(self._model, self._contents, self._session(variant, 0).run, rows.requests())
 
     def _parity(self, fitted: Fitted, valid: list[Answered]) -> Parity:
         """Compare ONNX with its source on valid; ParityError beyond the configured tolerance."""
         bounds = self._config.export
         parity = compare(
-            self.model,
-            self.contents,
+            self._model,
+            self._contents,
             self._splits.valid.requests(),
             fitted.outputs([one.encoded for one in valid]),
             valid,
@@ -121,8 +110,8 @@ class Proof:
         before, after = (one.quality.metrics[self._main_metric] for one in (reference, evaluations["valid"]))
         kept = before - after <= settings.max_loss
         parity = compare(
-            self.model,
-            self.contents,
+            self._model,
+            self._contents,
             self._splits.valid.requests(),
             [one.outputs for one in float32],
             valid,
@@ -136,13 +125,25 @@ class Proof:
             )
         return Quantization(loss=before - after, max_loss=settings.max_loss, kept=kept, parity=parity), evaluations
 
+    def _write_golden(self, valid: Sequence[Answered]) -> None:
+        """Write golden.json: the shortest, the longest and some other valid examples, through every variant."""
+        pairs = zip(self._splits.valid.requests(), (one.encoded for one in valid), strict=True)
+        by_length = sorted(pairs, key=lambda pair: pair[1].length)
+        chosen = np.unique(np.linspace(0, len(by_length) - 1, num=_N_GOLDEN, dtype=np.int64))
+        sessions = {
+            name: OnnxSession(self._directory / file).run
+            for name, file in VARIANTS.items()
+            if (self._directory / file).exists()
+        }
+        golden.write(self._directory, self._contents.signature, [by_length[i] for i in chosen], sessions)
+
     def _evaluate(self, variant: VariantName, valid: list[Answered]) -> dict[str, Evaluation]:
         evaluations: dict[str, Evaluation] = {}
         for split, rows in self._rows.items():
             self._recorder.progress(f"evaluate {variant}", len(evaluations), len(self._rows))
             evaluations[split] = judge(
-                self.model,
-                self.contents,
+                self._model,
+                self._contents,
                 rows,
                 valid if split == "valid" else self._answer(variant, rows),
                 config=self._config.evaluate,
@@ -156,8 +157,8 @@ class Proof:
         return Variant(
             quality={split: evaluation.quality for split, evaluation in evaluations.items()},
             latency=latency(
-                self.model,
-                self.contents,
+                self._model,
+                self._contents,
                 self._session(name, 1).run,
                 list(self._rows.values())[-1],
                 seed=self._config.training.seed,
