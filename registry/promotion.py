@@ -54,6 +54,7 @@ def promote(
     if check_alias(to) in _OWN_ALIASES:
         raise InputError(f"--to must not be {to}, which rankyard sets itself; champion is the usual one")
     config = gates or GatesConfig()
+    tracking.aliases(name)  # an unknown name is refused before there is a lock to write
     with tracking.workspace.lock(f"promote-{check_name(name)}"):
         aliases = tracking.aliases(name)
         chosen = _choose(tracking, name, version)
@@ -80,6 +81,7 @@ def rollback(tracking: Tracking, name: str) -> Decision:
 
     RefusedError where there is no previous champion.
     """
+    tracking.aliases(name)  # an unknown name is refused before there is a lock to write
     with tracking.workspace.lock(f"promote-{check_name(name)}"):
         aliases = tracking.aliases(name)
         back, current = aliases.get(PREVIOUS), aliases.get(CHAMPION)

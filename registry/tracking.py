@@ -64,12 +64,19 @@ class Tracking:
 
     def __init__(self, workspace: Workspace, uri: str | None = None) -> None:
         self.workspace = workspace
+        self._is_own = not uri
         self.uri = uri or f"sqlite:///{workspace.database.absolute()}"
 
     @cached_property
     def _client(self) -> MlflowClient:
         self.workspace.open()
         return connection.connect(self.uri)
+
+    @property
+    def _is_unwritten(self) -> bool:
+        """Whether the workspace's own registry does not exist yet; looking something up must not create it."""
+        root = self.workspace.root
+        return self._is_own and (not root.exists() or root.is_dir()) and not self.workspace.database.exists()
 
     @property
     def _is_server(self) -> bool:
@@ -192,6 +199,8 @@ class Tracking:
 
     def models(self, name: str | None = None) -> list[dict[str, Any]]:
         """Every registered model, or the one called `name`: its aliases, and its versions with metrics and moment."""
+        if name is None and self._is_unwritten:
+            return []
         with translated(self.uri):
             found = [self._registered(name)] if name else _pages(self._client.search_registered_models)
         rows = []
@@ -280,19 +289,20 @@ class Tracking:
                 raise
 
     def _registered(self, name: str) -> RegisteredModel:
+        check_name(name)
+        if self._is_unwritten:
+            raise NotFoundError(_none_registered(name))
         from mlflow.exceptions import MlflowException
 
         with translated(self.uri):
             try:
-                return self._client.get_registered_model(check_name(name))
+                return self._client.get_registered_model(name)
             except MlflowException as error:
                 if error.error_code != "RESOURCE_DOES_NOT_EXIST":
                     raise
                 known = sorted(model.name for model in _pages(self._client.search_registered_models))
         raise NotFoundError(
-            f"a registered model is one of {', '.join(known)}; got {name!r}"
-            if known
-            else f"no model is registered yet, got {name!r}; make one with `rankyard train`"
+            f"a registered model is one of {', '.join(known)}; got {name!r}" if known else _none_registered(name)
         )
 
     def _aliases_of(self, model: RegisteredModel) -> dict[str, str]:
@@ -325,6 +335,10 @@ def _pages(search: Any, **arguments: Any) -> list[Any]:
         page_token = page.token
         if not page_token:
             return found
+
+
+def _none_registered(name: str) -> str:
+    return f"no model is registered yet, got {name!r}; make one with `rankyard train`"
 
 
 def _version(version: ModelVersion) -> Version:

@@ -123,6 +123,18 @@ def test_a_configuration_of_another_task_is_refused(run: Run, tmp_path: Path) ->
 def test_an_unknown_model_is_refused(run: Run, tmp_path: Path, command: str, ref: str) -> None:
     more = ["--data", str(tmp_path)] if command == "evaluate" else ["red shoes"]
     refused(run(command, ref, *more), ref.split("@")[0].split("/")[0])
+    assert not (tmp_path / ".rankyard").exists()
+
+
+@pytest.mark.parametrize("command", ["promote", "rollback"])
+def test_an_unknown_name_is_neither_promoted_nor_rolled_back(run: Run, tmp_path: Path, command: str) -> None:
+    refused(run(command, "nobody"), "no model is registered yet, got 'nobody'")
+    assert not (tmp_path / ".rankyard").exists()
+
+
+def test_a_look_at_an_empty_workspace_leaves_it_empty(run: Run, tmp_path: Path) -> None:
+    assert json.loads(run("models", "--json")[1]) == {"models": []}
+    assert not (tmp_path / ".rankyard").exists()
 
 
 def test_a_workspace_that_is_a_file_is_refused(run: Run, tmp_path: Path) -> None:

@@ -22,10 +22,12 @@ _FIRST_USE = """
 import shutil, sys
 from pathlib import Path
 sys.path.insert(0, sys.argv[1])
+from registry.connection import connect
 from registry.tracking import Tracking
 from registry.workspace import Workspace
 from tests.registry.conftest import register
-tracking = Tracking(Workspace(Path('workspace')))
+tracking = Tracking(Workspace(Path('workspace')).open())
+connect(tracking.uri)
 assert tracking.models() == []
 shutil.copyfile(tracking.workspace.database, sys.argv[2])
 register(tracking, 'first')
