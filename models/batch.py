@@ -1,7 +1,7 @@
 """From single requests to one batch of tensors and back, the same way offline, in the gateway and on Triton.
 
-Two layouts exist. `rows`: every request is one row, its one-dimensional arrays padded to the longest of the batch.
-`concat`: every request is a block of rows (a candidate list), blocks are stacked under each other.
+Two layouts exist. `rows`: every request is one row, its arrays padded to the longest of the batch. `concat`: every
+request is a block of rows (a candidate list), blocks are stacked under each other and padded to the widest.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from models.manifest import Signature
+from models.manifest import Signature, TensorSpec
 
 Arrays = Mapping[str, NDArray[np.generic]]
 
@@ -30,7 +30,7 @@ class Word:
 class Encoded:
     """One request as the model reads it.
 
-    arrays: input name -> [length] under `rows`, [documents, features] under `concat`.
+    arrays: input name -> [length, ...] under `rows`, [documents, ...] under `concat`.
     words, first_pieces: where each word of the text begins among the tokens (tagging only).
     """
 
@@ -45,19 +45,25 @@ class Encoded:
 
 
 def collate(requests: Sequence[Encoded], signature: Signature) -> dict[str, NDArray[np.generic]]:
-    """Join requests into a batch: input name -> [batch, longest] under `rows`, [all documents, ...] under `concat`."""
-    if signature.layout == "concat":
-        return {
-            spec.name: np.concatenate([request.arrays[spec.name] for request in requests]) for spec in signature.inputs
-        }
-    batch: dict[str, NDArray[np.generic]] = {}
-    for spec in signature.inputs:
-        rows = [request.arrays[spec.name] for request in requests]
-        padded = np.full((len(rows), max(row.shape[0] for row in rows)), spec.pad, dtype=spec.dtype)
-        for index, row in enumerate(rows):
-            padded[index, : row.shape[0]] = row
-        batch[spec.name] = padded
-    return batch
+    """Join requests into a batch: input name -> [batch, longest, ...] under `rows`, [all rows, ...] under `concat`."""
+    return {
+        spec.name: _join([request.arrays[spec.name] for request in requests], spec, signature.layout)
+        for spec in signature.inputs
+    }
+
+
+def _join(blocks: Sequence[NDArray[np.generic]], spec: TensorSpec, layout: str) -> NDArray[np.generic]:
+    if layout == "rows":
+        blocks = [block[None] for block in blocks]
+    if len({block.shape[1:] for block in blocks}) == 1:
+        return np.concatenate(blocks, dtype=spec.dtype)
+    longest = np.max([block.shape[1:] for block in blocks], axis=0)
+    joined = np.full((sum(map(len, blocks)), *longest), spec.pad, dtype=spec.dtype)
+    row = 0
+    for block in blocks:
+        joined[(slice(row, row + len(block)), *map(slice, block.shape[1:]))] = block
+        row += len(block)
+    return joined
 
 
 def split(outputs: Arrays, requests: Sequence[Encoded], signature: Signature) -> list[dict[str, NDArray[np.generic]]]:

@@ -7,7 +7,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-FORMAT = 1
+FORMAT = 2
+READABLE_FORMATS = (1, 2)
+"""1 knew no decision on scope, no transitions between tags, no gazetteer, and one kind of ranker."""
 OOS_LABEL = "oos"
 
 FamilyName = Literal["intent", "tagging", "ranking"]

@@ -15,7 +15,7 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from models.errors import BundleError, WorkspaceError
-from models.manifest import FORMAT, Manifest
+from models.manifest import READABLE_FORMATS, Manifest
 from registry.files import flush
 
 MANIFEST = "manifest.json"
@@ -113,9 +113,10 @@ def read_manifest(path: Path) -> Manifest:
     except (OSError, ValueError) as error:
         raise BundleError(f"{file} must be JSON, got: {error}") from error
     found = raw.get("format") if isinstance(raw, dict) else None
-    if found != FORMAT:
+    if found not in READABLE_FORMATS:
+        formats = " or ".join(map(str, READABLE_FORMATS))
         raise BundleError(
-            f"{file} must have format {FORMAT}, it has {found}; train again or use the rankyard that wrote it"
+            f"{file} must have format {formats}, it has {found}; train again or use the rankyard that wrote it"
         )
     try:
         return Manifest.model_validate(raw)

@@ -43,7 +43,7 @@ def sorted_batches(encoded: Sequence[Encoded], n_tokens: int) -> Iterator[list[i
         yield batch
 
 
-def tensors(requests: Sequence[Encoded], signature: Signature) -> tuple[Tensor, Tensor]:
-    """Give `input_ids` and `attention_mask`, int64 [B, T], padded as the gateway pads them."""
+def tensors(requests: Sequence[Encoded], signature: Signature) -> tuple[Tensor, ...]:
+    """Give the inputs of a batch in the signature's order, padded as the gateway pads them."""
     arrays = collate(requests, signature)
-    return torch.from_numpy(arrays["input_ids"]), torch.from_numpy(arrays["attention_mask"])
+    return tuple(torch.from_numpy(arrays[spec.name]) for spec in signature.inputs)

@@ -1,6 +1,6 @@
 """The training loop of every network, on CPU: AdamW, warm-up and decay, early stopping, checkpoints.
 
-Shapes: N examples, B texts of a batch, T tokens, C intent labels, K tags.
+Shapes: N examples, B examples of a batch, T tokens, C intent labels, K tags.
 """
 
 from __future__ import annotations
@@ -18,32 +18,22 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from torch.nn import functional
 
 from models.batch import Arrays, Encoded
 from models.errors import RefusedError
 from models.manifest import Signature
-from models.networks.transformer import TransformerNetwork
+from models.networks.protocol import Network
 from models.networks.vocabulary import UsedRows
 from training import checkpoint as checkpoints
 from training.batches import shuffled_batches, sorted_batches, tensors
-from training.config import JointTraining, NetworkTraining
+from training.config import NetworkTraining
 from training.fit import Checkpoint, Recorder
 
-IGNORED = -100
-"""Target of a token that is not the first of its word, and of padding."""
+Loss = Callable[[Mapping[str, Tensor], NDArray[np.int64]], Tensor]
+"""From a batch's outputs and the indices [B] of its examples to the mean loss, a scalar; see `training.losses`."""
 
 _PREDICT_TOKENS = 2048
 _GRADIENT_NORM = 1.0
-
-
-@dataclass(frozen=True)
-class Examples:
-    """Encoded texts [N] with their targets: labels [N], and for every token [T] its tag or IGNORED."""
-
-    encoded: Sequence[Encoded]
-    intents: NDArray[np.int64] | None = None
-    tags: Sequence[NDArray[np.int64]] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,45 +45,41 @@ class Score:
 
 
 def train(
-    network: TransformerNetwork,
+    network: Network,
     signature: Signature,
-    examples: Examples,
+    examples: Sequence[Encoded],
+    loss: Loss,
     valid: Sequence[Encoded],
     score: Callable[[list[Arrays]], Score],
     settings: NetworkTraining,
     recorder: Recorder,
     checkpoint: Checkpoint,
 ) -> dict[str, float | int | str]:
-    """Train `network` in place, leave the weights of its best epoch in it, and give the facts of the fit.
+    """Train `network` in place on `examples` [N], leave the weights of its best epoch in it, and give the facts.
 
     A training that goes on from a checkpoint ends, on the same machine, with the weights of one that never stopped.
     KeyboardInterrupt leaves a checkpoint behind. RefusedError where the loss is no longer a number.
     """
-    encoder = network.encoder
-    whole = cast("nn.Embedding", encoder.get_input_embeddings())
-    embedding = UsedRows(whole, _used_tokens((*examples.encoded, *valid), signature))
-    encoder.set_input_embeddings(embedding)
-    training = _Training(network, signature, examples, settings, recorder, checkpoint)
-    try:
-        training.restore()
-        training.run(lambda: score(predict(network, valid, signature)))
-    except KeyboardInterrupt:
-        training.save()
-        raise
-    network.load_state_dict(training.best_weights)
-    encoder.set_input_embeddings(embedding.restored())
+    with _used_rows(network, (*examples, *valid), signature):
+        training = _Training(network, signature, examples, loss, settings, recorder, checkpoint)
+        try:
+            training.restore()
+            training.run(lambda: score(predict(network, valid, signature)))
+        except KeyboardInterrupt:
+            training.save()
+            raise
+        network.load_state_dict(training.best_weights)
     network.eval()
     checkpoint.clear()
     return {
         "best_epoch": training.best_epoch,
         "epochs_run": training.epoch,
         "n_parameters": sum(parameter.numel() for parameter in network.parameters()),
-        "n_tokens_trained": len(embedding.weight),
     }
 
 
-def predict(network: TransformerNetwork, requests: Sequence[Encoded], signature: Signature) -> list[Arrays]:
-    """Logits of each request, in order: `intent_logits` [C], `tag_logits` [T, K] for its own T tokens alone."""
+def predict(network: Network, requests: Sequence[Encoded], signature: Signature) -> list[Arrays]:
+    """Outputs of each request, in order: `intent_logits` [C], `tag_logits` [T, K] for its own T tokens alone."""
     network.eval()
     answers: dict[int, Arrays] = {}
     with torch.inference_mode():
@@ -113,9 +99,10 @@ class _Training:
 
     def __init__(
         self,
-        network: TransformerNetwork,
+        network: Network,
         signature: Signature,
-        examples: Examples,
+        examples: Sequence[Encoded],
+        loss: Loss,
         settings: NetworkTraining,
         recorder: Recorder,
         checkpoint: Checkpoint,
@@ -123,11 +110,12 @@ class _Training:
         self._network = network
         self._signature = signature
         self._examples = examples
+        self._loss = loss
         self._settings = settings
         self._recorder = recorder
         self._checkpoint = checkpoint
         self._optimizer = _optimizer(network, settings)
-        self._n_batches = math.ceil(len(examples.encoded) / settings.batch_size)
+        self._n_batches = math.ceil(len(examples) / settings.batch_size)
         self._n_steps = self._n_batches * settings.epochs
         self._saved_at_s = time.monotonic()
         self.epoch = self.batch = self.step = 0
@@ -178,7 +166,7 @@ class _Training:
         self._recorder.say(f"training goes on from step {self.step} of {self._n_steps}")
 
     def _run_epoch(self) -> None:
-        batches = shuffled_batches(self._examples.encoded, self._settings.batch_size, (self._settings.seed, self.epoch))
+        batches = shuffled_batches(self._examples, self._settings.batch_size, (self._settings.seed, self.epoch))
         self._network.train()
         for chosen in batches[self.batch :]:
             with _uninterrupted():
@@ -194,8 +182,8 @@ class _Training:
         rate = _rate(self.step, self._n_steps, self._settings.warmup)
         for group in self._optimizer.param_groups:
             group["lr"] = group["peak"] * rate
-        inputs = tensors([self._examples.encoded[index] for index in chosen], self._signature)
-        loss = _loss(self._network(*inputs), self._examples, chosen, self._settings)
+        inputs = tensors([self._examples[index] for index in chosen], self._signature)
+        loss = self._loss(self._network(*inputs), chosen)
         if not math.isfinite(loss.item()):
             raise RefusedError(
                 f"the loss must stay a number, at step {self.step + 1} it is {loss.item()}; "
@@ -216,35 +204,7 @@ class _Training:
         self.epoch, self.batch, self.loss_sum = self.epoch + 1, 0, 0.0
 
 
-def _loss(
-    outputs: Mapping[str, Tensor], examples: Examples, chosen: NDArray[np.int64], settings: NetworkTraining
-) -> Tensor:
-    """Cross-entropy, mean over words for tags and over texts for intents; joint: tags + intent_loss_weight x intent."""
-    loss = torch.zeros(())
-    if examples.tags is not None:
-        logits_BTK = outputs["tag_logits"]
-        targets_BT = torch.full(logits_BTK.shape[:2], IGNORED)
-        for row, index in enumerate(chosen):
-            targets_BT[row, : len(examples.tags[index])] = torch.from_numpy(examples.tags[index])
-        total = functional.cross_entropy(
-            logits_BTK.flatten(0, 1),
-            targets_BT.flatten(),
-            ignore_index=IGNORED,
-            label_smoothing=settings.label_smoothing,
-            reduction="sum",
-        )
-        # Not the mean of cross_entropy: over a batch in which no word has a token that is NaN.
-        loss = loss + total / (targets_BT != IGNORED).sum().clamp(min=1)
-    if examples.intents is not None:
-        weight = settings.intent_loss_weight if isinstance(settings, JointTraining) else 1.0
-        targets_B = torch.from_numpy(examples.intents[chosen])
-        loss = loss + weight * functional.cross_entropy(
-            outputs["intent_logits"], targets_B, label_smoothing=settings.label_smoothing
-        )
-    return loss
-
-
-def _optimizer(network: TransformerNetwork, settings: NetworkTraining) -> torch.optim.Optimizer:
+def _optimizer(network: Network, settings: NetworkTraining) -> torch.optim.Optimizer:
     """AdamW with a peak rate for the encoder and one for the heads; biases and layer norms do not decay.
 
     `fused` takes a third of the default's time on CPU, and is as repeatable.
@@ -269,10 +229,20 @@ def _rate(step: int, n_steps: int, warmup: float) -> float:
     return (n_steps - step) / max(1, n_steps - n_warmup)
 
 
-def _used_tokens(encoded: Sequence[Encoded], signature: Signature) -> Tensor:
+@contextmanager
+def _used_rows(network: Network, encoded: Sequence[Encoded], signature: Signature) -> Iterator[None]:
+    """Train only those rows of a pretrained vocabulary that `encoded` uses, where the network has one."""
+    encoder = getattr(network, "encoder", None)
+    if encoder is None:
+        yield
+        return
     padding = [spec.pad for spec in signature.inputs if spec.name == "input_ids"]
-    tokens = np.unique(np.concatenate([padding, *(request.arrays["input_ids"] for request in encoded)]))
-    return torch.from_numpy(tokens.astype(np.int64))
+    tokens = np.unique(np.concatenate([padding, *(request.arrays["input_ids"].ravel() for request in encoded)]))
+    whole = cast("nn.Embedding", encoder.get_input_embeddings())
+    embedding = UsedRows(whole, torch.from_numpy(tokens.astype(np.int64)))
+    encoder.set_input_embeddings(embedding)
+    yield
+    encoder.set_input_embeddings(embedding.restored())
 
 
 @contextmanager

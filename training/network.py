@@ -32,7 +32,8 @@ from training.data.splits import IntentRows, Splits, TaggingRows
 from training.encoder import CONFIG, resolve
 from training.export import network_to_onnx
 from training.fit import Checkpoint, Recorder
-from training.loop import IGNORED, Examples, Score, predict, train
+from training.loop import Score, predict, train
+from training.losses import IGNORED, intent_loss, tag_loss, weighted
 
 _ANY_LENGTH = 2**20
 
@@ -138,9 +139,17 @@ def fit_intent(
         ratios = intent_metrics(valid.labels, _labels_of(readings))
         return Score(ratios["accuracy"].value, {f"valid_{name}": ratio.value for name, ratio in ratios.items()})
 
-    examples = Examples(encoded["train"], intents=_label_indices(splits.train.labels, labels))
-    signature = drafted.contents.signature
-    facts = train(drafted.network, signature, examples, encoded["valid"], score, config.training, recorder, checkpoint)
+    facts = train(
+        drafted.network,
+        drafted.contents.signature,
+        encoded["train"],
+        intent_loss(_label_indices(splits.train.labels, labels), label_smoothing=config.training.label_smoothing),
+        encoded["valid"],
+        score,
+        config.training,
+        recorder,
+        checkpoint,
+    )
     return FittedNetwork(drafted, facts)
 
 
@@ -167,15 +176,16 @@ def fit_tagging(
         main = [ratios[name].value for name in ("span_f1", "intent_accuracy") if name in ratios]
         return Score(sum(main) / max(1, len(main)), {f"valid_{name}": ratio.value for name, ratio in ratios.items()})
 
-    examples = Examples(
-        encoded["train"],
-        intents=_label_indices(rows.labels, labels) if rows.labels is not None else None,
-        tags=_targets(encoded["train"], rows.tags, tags),
-    )
+    smoothing = config.training.label_smoothing
+    losses = [(1.0, tag_loss(_targets(encoded["train"], rows.tags, tags), label_smoothing=smoothing))]
+    if rows.labels is not None:
+        intents = intent_loss(_label_indices(rows.labels, labels), label_smoothing=smoothing)
+        losses.append((config.training.intent_loss_weight, intents))
     facts = train(
         drafted.network,
         drafted.contents.signature,
-        examples,
+        encoded["train"],
+        weighted(losses),
         encoded["valid"],
         score,
         config.training,

@@ -13,8 +13,10 @@ from torch import Tensor, nn
 from transformers import AutoModel, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
+from models.networks.protocol import Network
 
-class TransformerNetwork(nn.Module):
+
+class TransformerNetwork(Network):
     """Encoder, then dropout, then a linear layer per question: one forward pass, up to two answers.
 
     n_labels: C, 0 for no intent head; it reads the mean of the real tokens' states.
@@ -36,8 +38,9 @@ class TransformerNetwork(nn.Module):
         heads = {"intent_logits": self.intent_head, "tag_logits": self.tag_head}
         return tuple(name for name, head in heads.items() if head is not None)
 
-    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> dict[str, Tensor]:
-        """Logits of a batch, int64 [B, T] both: `intent_logits` [B, C] and `tag_logits` [B, T, K], those it has."""
+    def forward(self, *inputs: Tensor) -> dict[str, Tensor]:
+        """`intent_logits` [B, C] and `tag_logits` [B, T, K], those it has, of int64 input_ids and mask [B, T]."""
+        input_ids, attention_mask = inputs
         return self.answer(self.states(input_ids, attention_mask), attention_mask)
 
     def states(self, input_ids: Tensor, attention_mask: Tensor | None) -> Tensor:

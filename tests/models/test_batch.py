@@ -30,6 +30,16 @@ def test_a_list_gets_back_exactly_its_own_scores(sizes: list[int]) -> None:
     assert [piece["score"].tolist() for piece in scores] == [[float(i)] * size for i, size in enumerate(sizes)]
 
 
+def test_rows_of_unlike_lists_are_padded_to_the_longest_of_the_batch() -> None:
+    tokens = Signature(
+        inputs=(TensorSpec(name="ids", dtype="int64", shape=(-1, -1), pad=7),),
+        outputs=(TensorSpec(name="score", dtype="float32", shape=(-1,)),),
+        layout="concat",
+    )
+    requests = [Encoded({"ids": np.array([[1, 2, 3]])}), Encoded({"ids": np.array([[4], [5]])})]
+    np.testing.assert_array_equal(collate(requests, tokens)["ids"], [[1, 2, 3], [4, 7, 7], [5, 7, 7]])
+
+
 def test_a_row_gets_back_its_own_outputs() -> None:
     requests = [Encoded({"ids": np.array([row])}) for row in range(3)]
     outputs = split({"logits": np.arange(6.0).reshape(3, 2)}, requests, ROWS)

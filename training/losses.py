@@ -1,0 +1,59 @@
+"""What a network is trained to make small, a function a question; each gives a `training.loop.Loss`.
+
+Shapes: N examples, B examples of a batch, T tokens, C intent labels, K tags.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn import functional
+
+from training.loop import Loss
+
+IGNORED = -100
+"""Target of a token that is not the first of its word, and of padding."""
+
+
+def intent_loss(targets_N: NDArray[np.int64], *, label_smoothing: float = 0.0) -> Loss:
+    """Cross-entropy of `intent_logits` [B, C], mean over texts."""
+
+    def loss(outputs: Mapping[str, Tensor], chosen: NDArray[np.int64]) -> Tensor:
+        targets_B = torch.from_numpy(targets_N[chosen])
+        return functional.cross_entropy(outputs["intent_logits"], targets_B, label_smoothing=label_smoothing)
+
+    return loss
+
+
+def tag_loss(targets: Sequence[NDArray[np.int64]], *, label_smoothing: float = 0.0) -> Loss:
+    """Cross-entropy of `tag_logits` [B, T, K], mean over words; targets: [T] of every example [N], or IGNORED."""
+
+    def loss(outputs: Mapping[str, Tensor], chosen: NDArray[np.int64]) -> Tensor:
+        logits_BTK = outputs["tag_logits"]
+        targets_BT = torch.full(logits_BTK.shape[:2], IGNORED)
+        for row, index in enumerate(chosen):
+            targets_BT[row, : len(targets[index])] = torch.from_numpy(targets[index])
+        total = functional.cross_entropy(
+            logits_BTK.flatten(0, 1),
+            targets_BT.flatten(),
+            ignore_index=IGNORED,
+            label_smoothing=label_smoothing,
+            reduction="sum",
+        )
+        # Not the mean of cross_entropy: over a batch in which no word has a token that is NaN.
+        return total / (targets_BT != IGNORED).sum().clamp(min=1)
+
+    return loss
+
+
+def weighted(losses: Sequence[tuple[float, Loss]]) -> Loss:
+    """Sum of losses, each times its weight."""
+
+    def loss(outputs: Mapping[str, Tensor], chosen: NDArray[np.int64]) -> Tensor:
+        return torch.stack([weight * one(outputs, chosen) for weight, one in losses]).sum()
+
+    return loss
