@@ -93,8 +93,10 @@ def whole(encoder, tmp_path_factory):
 
 
 def test_a_joint_training_learns_tags_and_intents(encoder, tmp_path):
-    fitted = tagging.fit(config(encoder, epochs=12, patience=12), joint_rows(), Listener(), Checkpoint(tmp_path, "f"))
-    model = open_model(fitted.draft.tokenizer_json.parent, fitted.draft.contents)
+    fitted = tagging.fit(
+        config(encoder, epochs=12, patience=12), joint_rows(), Listener(), Checkpoint(tmp_path / "c", "f")
+    )
+    model = open_model(tmp_path, fitted.write(tmp_path))
     text = "blue adidas shirt"
     encoded = model.encode(text)
     reading = model.decode(text, encoded, fitted.outputs([encoded])[0])
