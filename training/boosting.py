@@ -22,7 +22,7 @@ from models.manifest import Contents, EncoderOrigin, PairFeatures, Signature, Te
 from models.ranking import RankingModel
 from registry.bundle import MODEL
 from training.config import PairsModel, RankingConfig, RankingPairsConfig
-from training.data.lists import MAX_LABEL
+from training.data.lists import MAX_LABEL, matrix
 from training.data.splits import RankingRows, Splits
 from training.fit import Checkpoint, Recorder
 from training.trees import export_trees
@@ -86,15 +86,16 @@ def fit(config: BoostingConfig, splits: Splits[RankingRows], recorder: Recorder,
     names = (*(featurizer.names if featurizer is not None else ()), *train.feature_names)
     contents = _contents(config, names, encoder)
     model = RankingModel(contents, featurizer)
+    columns = names if featurizer is None else None
     train_matrix = xgboost.QuantileDMatrix(
-        _features(model, train, "features of train", recorder),
+        _features(model, columns, train, "features of train", recorder),
         **_judgements(train, config),
         max_bin=config.training.max_bins,
     )
     # Lists without a relevant document have no NDCG; XGBoost would count them 1.
     judged = valid.take(np.flatnonzero([labels_D.any() for labels_D in valid.labels]))
     valid_matrix = xgboost.DMatrix(
-        _features(model, judged, "features of valid", recorder), **_judgements(judged, config)
+        _features(model, columns, judged, "features of valid", recorder), **_judgements(judged, config)
     )
     recorder.say(f"{len(train)} queries, {train_matrix.num_row()} documents, {len(names)} features")
     booster = xgboost.train(
@@ -188,8 +189,17 @@ def _contents(config: BoostingConfig, names: tuple[str, ...], encoder: EncoderOr
     )
 
 
-def _features(model: RankingModel, rows: RankingRows, stage: str, recorder: Recorder) -> NDArray[np.float32]:
-    """Give features [N, F] of all lists, each by the very code that encodes a request in the gateway."""
+def _features(
+    model: RankingModel, names: tuple[str, ...] | None, rows: RankingRows, stage: str, recorder: Recorder
+) -> NDArray[np.float32]:
+    """Give features [N, F] of all lists, as the code that encodes a request in the gateway makes them.
+
+    names: the model's features [F] where every one of them is a number that was read: the lists are then one matrix
+    already. None, where texts become features: list by list.
+    """
+    whole_NF = matrix(rows, names) if names is not None else None
+    if whole_NF is not None:
+        return whole_NF
     blocks: list[NDArray[Any]] = []
     for n_done, request in enumerate(rows.lists, start=1):
         blocks.append(model.encode(request).arrays["features"])
