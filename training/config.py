@@ -78,8 +78,19 @@ class TransformerModel(Config):
     encoder: str = "sentence-transformers/all-MiniLM-L6-v2"
     """Hub id, directory, or installed weights package."""
     max_tokens: int = Field(default=128, ge=8, le=8192)
-    """Longest text in tokens; longer training rows are refused, longer queries too."""
+    """Longest text in tokens that is read at once."""
+    max_windows: int = Field(default=1, ge=1, le=64)
+    """How many overlapping windows of `max_tokens` a longer text may take; 1: it is refused, in training and served."""
     dropout: Fraction = 0.1
+
+
+class TaggerModel(TransformerModel):
+    """As TransformerModel, with what only a tagger reads."""
+
+    crf: bool = True
+    """Learn which tag follows which (a linear-chain CRF), and decode by it."""
+    gazetteer: str | None = None
+    """Terms that the network is told of: `.jsonl` or `.csv` of {"type", "term"}, below the data directory or a path."""
 
 
 class NetworkTraining(Config):
@@ -174,7 +185,7 @@ class TaggingTransformerConfig(_Train):
     """`task: tagging`, `model.kind: transformer`; joint with intent where rows have a `label`."""
 
     task: Literal["tagging"]
-    model: TransformerModel
+    model: TaggerModel
     training: JointTraining = JointTraining()
     quantize: QuantizeConfig = QuantizeConfig()
 

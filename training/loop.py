@@ -19,7 +19,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from models.batch import Arrays, Encoded
+from models.batch import Arrays, Encoded, split
 from models.errors import RefusedError
 from models.manifest import Signature
 from models.networks.protocol import Network
@@ -79,17 +79,20 @@ def train(
 
 
 def predict(network: Network, requests: Sequence[Encoded], signature: Signature) -> list[Arrays]:
-    """Outputs of each request, in order: `intent_logits` [C], `tag_logits` [T, K] for its own T tokens alone."""
+    """Outputs of each request, in order: `intent_logits` [C], `tag_logits` [T, K] for its own T tokens alone.
+
+    `tag_logits` of a text in windows are [windows, T, K], its `intent_logits` the mean over them.
+    """
     network.eval()
     answers: dict[int, Arrays] = {}
     with torch.inference_mode():
         for chosen in sorted_batches(requests, _PREDICT_TOKENS):
             batch = [requests[index] for index in chosen]
             outputs = {name: tensor.numpy() for name, tensor in network(*tensors(batch, signature)).items()}
-            for row, index in enumerate(chosen):
+            for index, request, answer in zip(chosen, batch, split(outputs, batch, signature), strict=True):
                 answers[index] = {
-                    name: array[row].copy() if array.ndim == 2 else array[row, : requests[index].length].copy()
-                    for name, array in outputs.items()
+                    name: array.copy() if array.ndim == 1 else array[..., : request.length, :].copy()
+                    for name, array in answer.items()
                 }
     return [answers[index] for index in range(len(requests))]
 
@@ -182,8 +185,9 @@ class _Training:
         rate = _rate(self.step, self._n_steps, self._settings.warmup)
         for group in self._optimizer.param_groups:
             group["lr"] = group["peak"] * rate
-        inputs = tensors([self._examples[index] for index in chosen], self._signature)
-        loss = self._loss(self._network(*inputs), chosen)
+        examples = [self._examples[index] for index in chosen]
+        outputs = _whole_texts(self._network(*tensors(examples, self._signature)), examples)
+        loss = self._loss(outputs, chosen)
         if not math.isfinite(loss.item()):
             raise RefusedError(
                 f"the loss must stay a number, at step {self.step + 1} it is {loss.item()}; "
@@ -202,6 +206,17 @@ class _Training:
             self.best_epoch, self.best_main = self.epoch + 1, main
             self.best_weights = {name: tensor.detach().clone() for name, tensor in self._network.state_dict().items()}
         self.epoch, self.batch, self.loss_sum = self.epoch + 1, 0, 0.0
+
+
+def _whole_texts(outputs: Mapping[str, Tensor], examples: Sequence[Encoded]) -> Mapping[str, Tensor]:
+    """Answers about whole texts [B, C], of a text in windows the mean over them as in `models.batch.split`."""
+    windows = [example.n_windows for example in examples]
+    if max(windows) == 1:
+        return outputs
+    return {
+        name: torch.stack([part.mean(0) for part in torch.split(answer, windows)]) if answer.ndim == 2 else answer
+        for name, answer in outputs.items()
+    }
 
 
 def _optimizer(network: Network, settings: NetworkTraining) -> torch.optim.Optimizer:
