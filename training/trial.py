@@ -24,7 +24,8 @@ from training.data.splits import Splits
 from training.fit import Checkpoint, Fitted, Recorder
 from training.line import family_of
 from training.proof import Proof
-from training.space import Objective, Space, TuneConfig, latency_calls
+from training.space import Space, latency_calls
+from training.tune_config import Objective, TuneConfig
 
 _N_RESAMPLES = 100
 """Intervals of a trial are read by nobody."""

@@ -15,9 +15,10 @@ from models.errors import RankyardError, RefusedError, UnavailableError, Workspa
 from registry.run import Run
 from registry.tracking import Tracking
 from training.fit import Recorder
-from training.space import Space, TuneConfig
+from training.space import Space
 from training.study import BASE, Claim, Study
 from training.trial import Bench, Outcome
+from training.tune_config import TuneConfig
 
 EXPERIMENT = "tuning"
 RUN_ID = "run_id"

@@ -168,7 +168,7 @@ def _finish(order: Order, study: Study, record: Run, tracking: Tracking, termina
         raise RefusedError(_nothing_found(order, study))
     trials, front = study.trials(), study.front() if len(order.config.objectives) > 1 else []
     base = next((one for one in study.complete_trials() if one.user_attrs.get(BASE)), None)
-    for trial in {one.number: one for one in (best, *front)}.values():
+    for trial in {one.number: one for one in (best, *front, *([base] if base else ()))}.values():
         files.replace(study.directory / _file(trial), _yaml(order, study, trial, base))
     best_config = study.directory / "best.yaml"
     files.replace(best_config, _yaml(order, study, best, base))
