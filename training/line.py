@@ -164,7 +164,8 @@ class _Both:
 
 def _digests(splits: Splits[Any]) -> dict[str, SplitDigest]:
     return {
-        split: SplitDigest(file=rows.file, rows=len(rows), sha256=rows.sha256) for split, rows in splits.named().items()
+        split: SplitDigest(file=rows.file, rows=len(rows), sha256=rows.sha256)
+        for split, rows in splits.sources().items()
     }
 
 

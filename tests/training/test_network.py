@@ -17,6 +17,7 @@ from training import tagging
 from training.batches import shuffled_batches, sorted_batches
 from training.checkpoint import load, save
 from training.config import IntentTransformerConfig, TaggingTransformerConfig
+from training.data.gazetteer import Terms
 from training.data.splits import IntentRows, Splits, TaggingRows
 from training.fit import Checkpoint
 from training.loop import _rate
@@ -283,7 +284,7 @@ def test_long_texts_are_trained_on_and_answered_in_windows(encoder, tmp_path):
 def test_a_brand_that_training_never_saw_is_read_from_the_gazetteer(encoder, tmp_path):
     """`size` is a brand of the gazetteer here: no training row holds it."""
     rows = joint_rows()
-    terms = Gazetteer({"brand": ["nike", "adidas", "size"]})
+    terms = Terms(Gazetteer({"brand": ["nike", "adidas", "size"]}), "terms.csv", "0" * 64)
     splits = TaggingSplits(rows.train, rows.valid, None, (), terms)
     settings = config(encoder, epochs=12, patience=12)
     fitted = tagging.fit(settings, splits, Listener(), Checkpoint(tmp_path / "c", "f"))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Generic, Protocol, TypeVar
 
@@ -15,8 +15,8 @@ from models.ranking import RankRequest
 Request = str | RankRequest
 
 
-class Rows(Protocol):
-    """One split of any family."""
+class Read(Protocol):
+    """What one file gave."""
 
     @property
     def file(self) -> str:
@@ -27,7 +27,11 @@ class Rows(Protocol):
         """Of the file's content."""
 
     def __len__(self) -> int:
-        """Number of examples: texts, or queries with their lists."""
+        """Number of examples (texts, or queries with their lists), or of whatever else the file holds."""
+
+
+class Rows(Read, Protocol):
+    """One split of any family."""
 
     def requests(self) -> Sequence[Request]:
         """What a user would have sent, an example each."""
@@ -55,6 +59,10 @@ class Splits(Generic[R]):
             for name, rows in (("train", self.train), ("valid", self.valid), ("test", self.test))
             if rows is not None
         }
+
+    def sources(self) -> Mapping[str, Read]:
+        """All that was read, by what it is for: the splits, and whatever a family reads besides."""
+        return self.named()
 
 
 @dataclass(frozen=True)
