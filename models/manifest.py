@@ -83,6 +83,7 @@ class Contents(_Part):
 
     labels: intent labels, in the order of `intent_logits`. tags: BIO tags, in the order of `tag_logits`.
     features: columns of the `features` input, in order; the first ones come from `pair_features` where that is set.
+    propensities: chance that a position is looked at, from position 1 on, by which clicks were weighed in training.
     """
 
     family: FamilyName
@@ -94,6 +95,7 @@ class Contents(_Part):
     pair_features: PairFeatures | None = None
     calibration: Calibration = Calibration()
     encoder: EncoderOrigin | None = None
+    propensities: tuple[float, ...] | None = None
 
 
 class SplitDigest(_Part):
