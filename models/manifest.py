@@ -86,6 +86,7 @@ class Contents(_Part):
     features: columns of the `features` input, in order; the first ones come from `pair_features` where that is set.
     has_transitions: `transitions.npy` holds what the network learned of the order of tags (`models.chain`).
     gazetteer: types of the terms in `gazetteer.json`, in the order of the bits of the input `gazetteer`.
+    propensities: chance that a position is looked at, from position 1 on, by which clicks were weighed in training.
     """
 
     family: FamilyName
@@ -99,6 +100,7 @@ class Contents(_Part):
     pair_features: PairFeatures | None = None
     calibration: Calibration = Calibration()
     encoder: EncoderOrigin | None = None
+    propensities: tuple[float, ...] | None = None
 
 
 class SplitDigest(_Part):

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, Field, PositiveFloat, PositiveInt
+from pydantic import AfterValidator, BeforeValidator, Field, PositiveFloat, PositiveInt, model_validator
 
 from models.config import Config, validate
 from models.errors import ConfigError
@@ -20,6 +20,9 @@ def _ordered(bounds: tuple[int, int]) -> tuple[int, int]:
 
 
 Lengths = Annotated[tuple[int, int], AfterValidator(_ordered)]
+
+FeatureName = Annotated[str, BeforeValidator(lambda name: str(name) if isinstance(name, int) else name)]
+"""SVMrank names its features by numbers, which YAML reads as such."""
 
 
 class ExportConfig(Config):
@@ -142,6 +145,7 @@ class RankingTraining(Config):
 
     seed: int = 13
     n_trees: PositiveInt = 1000
+    """Steps of boosting at most; each grows `trees_per_step` trees."""
     learning_rate: PositiveFloat = 0.05
     max_depth: PositiveInt = 6
     min_child_weight: float = Field(default=1.0, ge=0)
@@ -157,6 +161,32 @@ class RankingTraining(Config):
     """Trees without a better valid NDCG@10 before training stops."""
     n_threads: int = Field(default=0, ge=0)
     """0: all cores."""
+    trees_per_step: PositiveInt = 1
+    """Trees grown side by side in a step, each on its own sample of rows and features, which share the step."""
+    normalize: bool = True
+    """Whether a list's gradients are divided by how much they sum up to, so that long lists weigh no more."""
+    monotone: dict[FeatureName, Literal[-1, 1]] = Field(default_factory=dict)
+    """Features with which a score must never fall (1) or never rise (-1), by name."""
+    debias: Literal["none", "ips"] | None = None
+    """Where train is a click log. ips, the default there: clicks over the looks expected at their positions; none: over
+    times shown."""
+    propensity: Literal["em", "intervention"] | tuple[PositiveFloat, ...] | None = None
+    """Chance that a position is looked at, for `debias: ips`: estimated by em (the default) or from interventions, or
+    given from position 1 on."""
+    engine: Literal["local", "spark"] = "local"
+    """Where trees are grown: in this process, or by Spark."""
+    spark_master: str | None = None
+    """Such as local[2] or spark://host:7077; None: what spark-submit or Spark's own configuration says."""
+    n_workers: PositiveInt = 1
+    """Spark tasks that share the rows; with 1 the trees are those of the local engine."""
+
+    @model_validator(mode="after")
+    def _check_together(self) -> Self:
+        if self.engine == "local" and (self.n_workers > 1 or self.spark_master is not None):
+            raise ValueError("n_workers and spark_master are for engine spark, engine is local; leave them out")
+        if self.propensity is not None and self.debias == "none":
+            raise ValueError("propensity is for debias ips, debias is none; leave it out")
+        return self
 
 
 class _Train(Config):

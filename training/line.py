@@ -24,7 +24,7 @@ from training.config import TrainConfig, parse
 from training.data.splits import Splits
 from training.evaluate import evaluate
 from training.fit import Checkpoint, Fitted, Recorder
-from training.pictures import latency_bars, pictures
+from training.pictures import latency_bars, pictures, propensity_curve
 from training.proof import Proof
 
 
@@ -116,6 +116,8 @@ def run(order: Order, tracking: Tracking, terminal: Recorder) -> Trained:
             for name, figure in pictures(splits.named()[split], evaluation).items():
                 record.figure(figure, f"{split}/{name}")
         record.figure(latency_bars({name: variant.latency for name, variant in report.variants.items()}), "latency")
+        if contents.propensities is not None:
+            record.figure(propensity_curve(contents.propensities), "propensities")
         version = tracking.register(bundle, record)
         trained = Trained(order.name, version, record.id, bundle, report, time.perf_counter() - started)
         record.describe(trained.summary())

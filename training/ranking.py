@@ -3,26 +3,28 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from models.errors import DataError
 from models.features import PairFeaturizer
+from training.clicks import judged_by_clicks, labelled, propensities
 from training.config import RankingConfig, RankingPairsConfig
+from training.data.clicks import is_click_log, read_clicks_jsonl, read_clicks_parquet
 from training.data.files import read_file as read_one
 from training.data.files import read_splits
-from training.data.lists import with_features
+from training.data.lists import some, with_features
 from training.data.pairs import read_pairs_jsonl
 from training.data.parquet import read_parquet
 from training.data.splits import RankingRows, Splits
 from training.data.svmrank import read_svmrank
 from training.fit import Checkpoint, Fitted, Recorder
 
-READERS = {
+READERS: Mapping[str, Callable[[Path], RankingRows]] = {
     ".txt": read_svmrank,
     ".svm": read_svmrank,
-    ".parquet": read_parquet,
-    ".jsonl": read_pairs_jsonl,
+    ".parquet": lambda path: read_clicks_parquet(path) if is_click_log(path) else read_parquet(path),
+    ".jsonl": lambda path: read_clicks_jsonl(path) if is_click_log(path) else read_pairs_jsonl(path),
 }
 
 AnyRankingConfig = RankingConfig | RankingPairsConfig
@@ -40,8 +42,9 @@ _HELD_OUT_EVERY = 5
 def read(data_dir: Path, config: AnyRankingConfig) -> Splits[RankingRows]:
     """Read train, valid and test; a fifth of the queries of train is held out where there is no valid file.
 
-    Features that train lacks are left out of the other splits, and said. DataError for bad rows, where the
-    configuration and the rows do not go together, and where train or valid have nothing to learn from.
+    Rows of a click log get labels from their clicks, as `training.debias` and `training.propensity` say. Features that
+    train lacks are left out of the other splits, and said. DataError for bad rows, where the configuration and the
+    rows do not go together, and where train or valid have nothing to learn from.
     """
     splits = read_splits(
         data_dir,
@@ -53,6 +56,7 @@ def read(data_dir: Path, config: AnyRankingConfig) -> Splits[RankingRows]:
         ],
         every=_HELD_OUT_EVERY,
     )
+    splits = judged_by_clicks(splits, config.training)
     notes = [*splits.notes]
     named = {}
     for name, rows in splits.named().items():
@@ -69,6 +73,8 @@ def read(data_dir: Path, config: AnyRankingConfig) -> Splits[RankingRows]:
 def read_file(path: Path, config: AnyRankingConfig) -> RankingRows:
     """Read one labelled file; DataError for bad rows, an ending that is not one of READERS, or rows without texts."""
     rows = read_one(path, READERS)
+    if rows.clicks is not None:
+        rows = labelled(rows, propensities(rows, config.training))
     _check(rows, config)
     return rows
 
@@ -86,14 +92,10 @@ def _aligned(rows: RankingRows, train: RankingRows) -> tuple[RankingRows, list[s
     absent = known - set(rows.feature_names)
     notes = []
     if unknown:
-        notes.append(f"{rows.file} has features that {train.file} does not have ({_some(unknown)}): they are left out")
+        notes.append(f"{rows.file} has features that {train.file} does not have ({some(unknown)}): they are left out")
     if absent:
-        notes.append(f"{rows.file} lacks features of {train.file} ({_some(sorted(absent))}): they are missing there")
+        notes.append(f"{rows.file} lacks features of {train.file} ({some(sorted(absent))}): they are missing there")
     return with_features(rows, train.feature_names) if unknown else rows, notes
-
-
-def _some(names: Sequence[str]) -> str:
-    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
 
 
 def _counted(rows: RankingRows) -> list[str]:
@@ -111,14 +113,14 @@ def _check(rows: RankingRows, config: AnyRankingConfig) -> None:
     if lone := [query_id for query_id, labels_D in zip(rows.query_ids, rows.labels, strict=True) if len(labels_D) < 2]:
         raise DataError(
             f"a query must have at least two documents to be ordered, {len(lone)} of the {len(rows)} queries of "
-            f"{rows.file} have one ({_some(lone)}); remove them"
+            f"{rows.file} have one ({some(lone)}); remove them"
         )
     if isinstance(config, RankingPairsConfig):
         if any(request.texts is None for request in rows.lists):
             raise DataError(f"{rows.file} must have query and title for `model.kind: pairs`; use kind xgboost without")
         if clash := [name for name in rows.feature_names if name in PairFeaturizer.names]:
             raise DataError(
-                f"the features {_some(clash)} are computed from the texts, {rows.file} has them too; rename them"
+                f"the features {some(clash)} are computed from the texts, {rows.file} has them too; rename them"
             )
     elif not rows.feature_names:
         raise DataError(

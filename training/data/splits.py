@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Generic, Protocol, TypeVar
 
 import numpy as np
@@ -114,6 +114,15 @@ class TaggingRows:
 
 
 @dataclass(frozen=True)
+class Impressions:
+    """What a click log shows of one list, all [I]: documents by their places, positions from 1, clicks 0 or 1."""
+
+    documents: NDArray[np.int64]
+    positions: NDArray[np.int64]
+    clicked: NDArray[np.float64]
+
+
+@dataclass(frozen=True)
 class RankingRows:
     """Q candidate lists; relevance labels are integers from 0.
 
@@ -127,6 +136,10 @@ class RankingRows:
     """Numeric features that the rows carry, in order."""
     file: str = ""
     sha256: str = ""
+    clicks: tuple[Impressions, ...] | None = None
+    """Impressions of each list [Q] where the file is a click log: its labels come from clicks, and are no integers."""
+    propensities: tuple[float, ...] | None = None
+    """Chances that a position is looked at, by which the labels came from the clicks."""
 
     def __len__(self) -> int:
         return len(self.lists)
@@ -137,13 +150,12 @@ class RankingRows:
 
     def take(self, indices: NDArray[np.int64]) -> RankingRows:
         """The queries at `indices`."""
-        return RankingRows(
-            tuple(self.query_ids[i] for i in indices),
-            tuple(self.lists[i] for i in indices),
-            tuple(self.labels[i] for i in indices),
-            self.feature_names,
-            self.file,
-            self.sha256,
+        return replace(
+            self,
+            query_ids=tuple(self.query_ids[i] for i in indices),
+            lists=tuple(self.lists[i] for i in indices),
+            labels=tuple(self.labels[i] for i in indices),
+            clicks=None if self.clicks is None else tuple(self.clicks[i] for i in indices),
         )
 
 
