@@ -88,7 +88,7 @@ def predict(network: Network, requests: Sequence[Encoded], signature: Signature)
             outputs = {name: tensor.numpy() for name, tensor in network(*tensors(batch, signature)).items()}
             for row, index in enumerate(chosen):
                 answers[index] = {
-                    name: array[row].copy() if array.ndim == 2 else array[row, : requests[index].length].copy()
+                    name: array[row].copy() if array.ndim < 3 else array[row, : requests[index].length].copy()
                     for name, array in outputs.items()
                 }
     return [answers[index] for index in range(len(requests))]
