@@ -81,12 +81,12 @@ def decode_intent(
         names = [label for label in labels if label != OOS_LABEL] + [OOS_LABEL]
         chances = np.append(p_inside * inside_C[is_inside_C], 1 - p_inside)
         best = int(inside_C[is_inside_C].argmax()) if is_in_scope else len(names) - 1
-    others = [place for place in np.argsort(-chances, kind="stable").tolist() if place != best][:n_alternatives]
+    others = [place for place in np.argsort(-chances, kind="stable").tolist() if place != best and chances[place] > 0]
     return Intent(
         label=names[best],
         confidence=float(chances[best]),
         in_scope=names[best] != OOS_LABEL,
-        alternatives=tuple(Alternative(names[other], float(chances[other])) for other in others),
+        alternatives=tuple(Alternative(names[other], float(chances[other])) for other in others[:n_alternatives]),
     )
 
 
