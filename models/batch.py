@@ -90,6 +90,6 @@ def split(outputs: Arrays, requests: Sequence[Encoded], signature: Signature) ->
             answers.append({name: array[row] for name, array in outputs.items()})
         else:
             windows = {name: array[row:last] for name, array in outputs.items()}
-            answers.append({name: array.mean(axis=0) if array.ndim == 2 else array for name, array in windows.items()})
+            answers.append({name: array.mean(axis=0) if array.ndim < 3 else array for name, array in windows.items()})
         row = last
     return answers

@@ -5,10 +5,19 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, BeforeValidator, Field, PositiveFloat, PositiveInt, model_validator
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    Field,
+    PositiveFloat,
+    PositiveInt,
+    field_validator,
+    model_validator,
+)
 
 from models.config import Config, validate
 from models.errors import ConfigError
+from models.manifest import ScopeScore
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
 
@@ -49,6 +58,39 @@ class EvaluateConfig(Config):
     """Bootstrap resamples of each confidence interval."""
     confidence: float = Field(default=0.95, gt=0, lt=1)
     """Level of the intervals."""
+
+
+class AimConfig(Config):
+    """What the threshold of the decision on scope is chosen for, on valid; one of the two."""
+
+    oos_recall: Fraction | None = None
+    """Part of the `oos` rows to be found, with as few false alarms as that allows."""
+    false_alarms_per_1000: float | None = Field(default=None, ge=0, lt=1000)
+    """In-scope rows, of a thousand, that may be called `oos`; finds as many `oos` rows as that allows."""
+
+    @model_validator(mode="after")
+    def _one_of_two(self) -> Self:
+        if (self.oos_recall is None) == (self.false_alarms_per_1000 is None):
+            raise ValueError("must have either oos_recall or false_alarms_per_1000")
+        return self
+
+
+class ScopeConfig(Config):
+    """The decision whether a text is in scope, and the chance that it is; both chosen on valid."""
+
+    scores: tuple[ScopeScore, ...] = Field(default=("energy",), min_length=1)
+    """Of `models.scope`; several are weighed by logistic regression, which needs `oos` rows in valid."""
+    aim: AimConfig | None = None
+    """null: the fewest errors over all rows, labels and scope together."""
+    oos_share: float | None = Field(default=None, gt=0, lt=1)
+    """Part of the queries in use that will be out of scope, for confidences and fewest errors; null: as in valid."""
+
+    @field_validator("scores")
+    @classmethod
+    def _once(cls, scores: tuple[ScopeScore, ...]) -> tuple[ScopeScore, ...]:
+        if len(set(scores)) < len(scores):
+            raise ValueError("must name each score once")
+        return scores
 
 
 class LinearModel(Config):
@@ -114,6 +156,16 @@ class NetworkTraining(Config):
     label_smoothing: float = Field(default=0.0, ge=0, lt=1)
     checkpoint_every_s: PositiveFloat = 60.0
     """Seconds between checkpoints inside an epoch; one is written after every epoch too."""
+
+
+class IntentTraining(NetworkTraining):
+    """As NetworkTraining, with what a pretrained sentence encoder knows of texts and of the labels' names."""
+
+    cosine_scale: PositiveFloat | None = None
+    """null: a linear head that starts from nothing. A number: logits are that times the cosine of the text's vector and
+    the class's, which starts as the mean of the class's texts: better where texts are few."""
+    label_names: bool = False
+    """Train on each label's name (`order_status` as "order status") as one more of its texts."""
 
 
 class JointTraining(NetworkTraining):
@@ -200,6 +252,15 @@ class IntentLinearConfig(_Train):
     task: Literal["intent"]
     model: LinearModel
     training: LinearTraining = LinearTraining()
+    scope: ScopeConfig | None = None
+    """null: a text is out of scope where its likeliest label is `oos`."""
+
+    @field_validator("scope")
+    @classmethod
+    def _has_no_vector(cls, scope: ScopeConfig | None) -> ScopeConfig | None:
+        if scope is not None and "distance" in scope.scores:
+            raise ValueError("distance needs the vector of a text, which a linear model has not; take energy")
+        return scope
 
 
 class IntentTransformerConfig(_Train):
@@ -207,7 +268,9 @@ class IntentTransformerConfig(_Train):
 
     task: Literal["intent"]
     model: TransformerModel
-    training: NetworkTraining = NetworkTraining()
+    training: IntentTraining = IntentTraining()
+    scope: ScopeConfig | None = None
+    """null: a text is out of scope where its likeliest label is `oos`."""
     quantize: QuantizeConfig = QuantizeConfig()
 
 

@@ -91,7 +91,7 @@ def predict(network: Network, requests: Sequence[Encoded], signature: Signature)
             outputs = {name: tensor.numpy() for name, tensor in network(*tensors(batch, signature)).items()}
             for index, request, answer in zip(chosen, batch, split(outputs, batch, signature), strict=True):
                 answers[index] = {
-                    name: array.copy() if array.ndim == 1 else array[..., : request.length, :].copy()
+                    name: array.copy() if array.ndim < 2 else array[..., : request.length, :].copy()
                     for name, array in answer.items()
                 }
     return [answers[index] for index in range(len(requests))]

@@ -67,12 +67,16 @@ class Splits(Generic[R]):
 
 @dataclass(frozen=True)
 class IntentRows:
-    """Texts [N] and their labels [N]."""
+    """Texts [N] and their labels [N].
+
+    label_sets [N]: of rows with a list of labels; `labels` then holds each list as one text (`joined_labels`).
+    """
 
     texts: tuple[str, ...]
     labels: tuple[str, ...]
     file: str = ""
     sha256: str = ""
+    label_sets: tuple[tuple[str, ...], ...] | None = None
 
     def __len__(self) -> int:
         return len(self.texts)
@@ -84,8 +88,20 @@ class IntentRows:
     def take(self, indices: NDArray[np.int64]) -> IntentRows:
         """The rows at `indices`."""
         return IntentRows(
-            tuple(self.texts[i] for i in indices), tuple(self.labels[i] for i in indices), self.file, self.sha256
+            tuple(self.texts[i] for i in indices),
+            tuple(self.labels[i] for i in indices),
+            self.file,
+            self.sha256,
+            None if self.label_sets is None else tuple(self.label_sets[i] for i in indices),
         )
+
+    def sets(self) -> tuple[tuple[str, ...], ...]:
+        """Labels of every row [N]; one each where rows have no lists."""
+        return self.label_sets if self.label_sets is not None else tuple((label,) for label in self.labels)
+
+    def each_label(self) -> tuple[str, ...]:
+        """Labels of all rows, one after another."""
+        return tuple(label for labels in self.sets() for label in labels)
 
 
 @dataclass(frozen=True)
