@@ -67,9 +67,20 @@ def _join(blocks: Sequence[NDArray[np.generic]], spec: TensorSpec, layout: str) 
 
 
 def split(outputs: Arrays, requests: Sequence[Encoded], signature: Signature) -> list[dict[str, NDArray[np.generic]]]:
-    """Undo `collate` on a batch's outputs: one mapping a request, in the order given."""
+    """Undo `collate` on a batch's outputs: one mapping a request, in the order given.
+
+    Numbers of documents under `rows`, [batch, longest], are cut to each request's own; what is said of tokens stays
+    padded to the batch.
+    """
     if signature.layout == "rows":
-        return [{name: array[index] for name, array in outputs.items()} for index in range(len(requests))]
+        listed = {spec.name for spec in signature.outputs if spec.shape == (-1, -1)}
+        return [
+            {
+                name: array[index, : request.length] if name in listed else array[index]
+                for name, array in outputs.items()
+            }
+            for index, request in enumerate(requests)
+        ]
     ends = np.cumsum([request.length for request in requests])[:-1]
     pieces = {name: np.split(array, ends) for name, array in outputs.items()}
     return [{name: blocks[index] for name, blocks in pieces.items()} for index in range(len(requests))]

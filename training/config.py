@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, Field, PositiveFloat, PositiveInt
+from pydantic import AfterValidator, Field, PositiveFloat, PositiveInt, model_validator
 
 from models.config import Config, validate
 from models.errors import ConfigError
@@ -148,6 +148,91 @@ class RankingTraining(Config):
     """0: all cores."""
 
 
+RankingLossName = Literal["pointwise", "listnet", "approx_ndcg", "neural_ndcg"]
+RankingLosses = dict[RankingLossName, PositiveFloat]
+_LISTWISE_LOSS: RankingLosses = {"approx_ndcg": 1.0}
+_CROSS_ENCODER_LOSS: RankingLosses = {"pointwise": 1.0, "listnet": 0.3}
+
+
+class ListwiseModel(Config):
+    """A network over numeric features, normalised inside the graph, with attention over the list as an option."""
+
+    kind: Literal["listwise"]
+    normalisation: Literal["quantile", "log1p"] = "quantile"
+    """Of each feature, by the training rows: its place among their quantiles, or sign(x) log(1 + |x|) standardised."""
+    hidden: tuple[PositiveInt, ...] = Field(default=(128, 64), min_length=1)
+    """Units of each layer."""
+    dropout: float = Field(default=0.1, ge=0, lt=1)
+    n_attention_layers: int = Field(default=0, ge=0)
+    """Blocks in which every document reads all others of its list (0: each is scored by itself).
+
+    Their cost grows with the square of the list."""
+    n_heads: PositiveInt = 4
+    """Heads of each attention block; they share the last of `hidden` equally."""
+
+    @model_validator(mode="after")
+    def _heads_fit(self) -> ListwiseModel:
+        if not self.n_attention_layers and "n_heads" in self.model_fields_set:
+            raise ValueError("n_heads does nothing without n_attention_layers; leave it out")
+        if self.n_attention_layers and self.hidden[-1] % self.n_heads:
+            raise ValueError("the last of hidden must be a multiple of n_heads")
+        return self
+
+
+class _RankingNetworkTraining(Config):
+    seed: int = 13
+    epochs: PositiveInt
+    batch_size: PositiveInt
+    loss: RankingLosses = Field(min_length=1)
+    """Losses by name, each with its weight."""
+    learning_rate: PositiveFloat
+    weight_decay: float = Field(default=0.01, ge=0)
+    warmup: Fraction = 0.1
+    """Part of all steps over which the learning rate rises."""
+    patience: PositiveInt
+    """Epochs without a better valid NDCG@10 before training stops."""
+    checkpoint_every_s: PositiveFloat = 60.0
+    """Seconds between checkpoints inside an epoch; one is written after every epoch too."""
+
+
+class ListwiseTraining(_RankingNetworkTraining):
+    """AdamW over whole lists, with early stopping on valid NDCG@10; batch_size counts lists."""
+
+    epochs: PositiveInt = 60
+    batch_size: PositiveInt = 16
+    loss: RankingLosses = Field(default=_LISTWISE_LOSS, min_length=1)
+    learning_rate: PositiveFloat = 2e-3
+    patience: PositiveInt = 15
+
+
+class CrossEncoderModel(Config):
+    """A pretrained encoder that reads query and title together."""
+
+    kind: Literal["cross_encoder"]
+    encoder: str = "sentence-transformers/all-MiniLM-L6-v2"
+    """Hub id, directory, or installed weights package."""
+    max_tokens: int = Field(default=64, ge=8, le=8192)
+    """Tokens of query and title together; a title beyond them is cut, a query that leaves it no room is refused."""
+    dropout: Fraction = 0.1
+
+
+class CrossEncoderTraining(_RankingNetworkTraining):
+    """AdamW over parts of lists, with early stopping on valid NDCG@10; batch_size counts parts."""
+
+    epochs: PositiveInt = 2
+    batch_size: PositiveInt = 4
+    loss: RankingLosses = Field(default=_CROSS_ENCODER_LOSS, min_length=1)
+    list_size: int = Field(default=16, ge=2)
+    """Documents of a part: longer lists are cut at random, so that a step sees several queries."""
+    learning_rate: PositiveFloat = 8e-5
+    """Peak learning rate of the encoder."""
+    head_learning_rate: PositiveFloat = 1e-3
+    """Peak learning rate of the head, which starts from nothing."""
+    precision: Literal["float32", "bfloat16"] = "float32"
+    """Of the encoder's products while training; bfloat16 is faster where the processor multiplies it (AVX512-BF16)."""
+    patience: PositiveInt = 2
+
+
 class _Train(Config):
     export: ExportConfig = ExportConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
@@ -195,8 +280,31 @@ class RankingPairsConfig(_Train):
     training: RankingTraining = RankingTraining()
 
 
+class RankingListwiseConfig(_Train):
+    """`task: ranking`, `model.kind: listwise`: numeric features."""
+
+    task: Literal["ranking"]
+    model: ListwiseModel
+    training: ListwiseTraining = ListwiseTraining()
+
+
+class RankingCrossEncoderConfig(_Train):
+    """`task: ranking`, `model.kind: cross_encoder`: text pairs."""
+
+    task: Literal["ranking"]
+    model: CrossEncoderModel
+    training: CrossEncoderTraining = CrossEncoderTraining()
+    quantize: QuantizeConfig = QuantizeConfig()
+
+
 TrainConfig = (
-    IntentLinearConfig | IntentTransformerConfig | TaggingTransformerConfig | RankingConfig | RankingPairsConfig
+    IntentLinearConfig
+    | IntentTransformerConfig
+    | TaggingTransformerConfig
+    | RankingConfig
+    | RankingPairsConfig
+    | RankingListwiseConfig
+    | RankingCrossEncoderConfig
 )
 
 SCHEMAS: dict[tuple[str, str], type[TrainConfig]] = {
@@ -205,6 +313,8 @@ SCHEMAS: dict[tuple[str, str], type[TrainConfig]] = {
     ("tagging", "transformer"): TaggingTransformerConfig,
     ("ranking", "xgboost"): RankingConfig,
     ("ranking", "pairs"): RankingPairsConfig,
+    ("ranking", "listwise"): RankingListwiseConfig,
+    ("ranking", "cross_encoder"): RankingCrossEncoderConfig,
 }
 
 

@@ -19,7 +19,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from models.batch import Arrays, Encoded
+from models.batch import Arrays, Encoded, split
 from models.errors import RefusedError
 from models.manifest import Signature
 from models.networks.protocol import Network
@@ -86,10 +86,10 @@ def predict(network: Network, requests: Sequence[Encoded], signature: Signature)
         for chosen in sorted_batches(requests, _PREDICT_TOKENS):
             batch = [requests[index] for index in chosen]
             outputs = {name: tensor.numpy() for name, tensor in network(*tensors(batch, signature)).items()}
-            for row, index in enumerate(chosen):
+            for index, request, answer in zip(chosen, batch, split(outputs, batch, signature), strict=True):
                 answers[index] = {
-                    name: array[row].copy() if array.ndim == 2 else array[row, : requests[index].length].copy()
-                    for name, array in outputs.items()
+                    name: array.copy() if array.ndim == 1 else array[: request.length].copy()
+                    for name, array in answer.items()
                 }
     return [answers[index] for index in range(len(requests))]
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from models.errors import DataError
 from models.features import PairFeaturizer
-from training.config import RankingConfig, RankingPairsConfig
+from training.config import RankingConfig, RankingCrossEncoderConfig, RankingListwiseConfig, RankingPairsConfig
 from training.data.files import read_file as read_one
 from training.data.files import read_splits
 from training.data.lists import with_features
@@ -25,11 +25,13 @@ READERS = {
     ".jsonl": read_pairs_jsonl,
 }
 
-AnyRankingConfig = RankingConfig | RankingPairsConfig
+AnyRankingConfig = RankingConfig | RankingPairsConfig | RankingListwiseConfig | RankingCrossEncoderConfig
 
 FITS: Mapping[type[AnyRankingConfig], str] = {
     RankingConfig: "training.boosting",
     RankingPairsConfig: "training.boosting",
+    RankingListwiseConfig: "training.listwise",
+    RankingCrossEncoderConfig: "training.cross_encoder",
 }
 """The module whose `fit` trains what a configuration asks for; imported on use, as each brings its library."""
 
@@ -56,7 +58,10 @@ def read(data_dir: Path, config: AnyRankingConfig) -> Splits[RankingRows]:
     notes = [*splits.notes]
     named = {}
     for name, rows in splits.named().items():
-        named[name], found = _aligned(rows, splits.train)
+        if isinstance(config, RankingCrossEncoderConfig):
+            named[name], found = _texts_alone(rows)
+        else:
+            named[name], found = _aligned(rows, splits.train)
         _check(named[name], config)
         notes += [*found, *_counted(rows)]
     if not any(len(set(labels_D.tolist())) > 1 for labels_D in named["train"].labels):
@@ -69,6 +74,8 @@ def read(data_dir: Path, config: AnyRankingConfig) -> Splits[RankingRows]:
 def read_file(path: Path, config: AnyRankingConfig) -> RankingRows:
     """Read one labelled file; DataError for bad rows, an ending that is not one of READERS, or rows without texts."""
     rows = read_one(path, READERS)
+    if isinstance(config, RankingCrossEncoderConfig):
+        rows, _ = _texts_alone(rows)
     _check(rows, config)
     return rows
 
@@ -92,6 +99,13 @@ def _aligned(rows: RankingRows, train: RankingRows) -> tuple[RankingRows, list[s
     return with_features(rows, train.feature_names) if unknown else rows, notes
 
 
+def _texts_alone(rows: RankingRows) -> tuple[RankingRows, list[str]]:
+    if not rows.feature_names:
+        return rows, []
+    note = f"a cross-encoder reads texts alone: the features of {rows.file} ({_some(rows.feature_names)}) are left out"
+    return with_features(rows, ()), [note]
+
+
 def _some(names: Sequence[str]) -> str:
     return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
 
@@ -113,15 +127,20 @@ def _check(rows: RankingRows, config: AnyRankingConfig) -> None:
             f"a query must have at least two documents to be ordered, {len(lone)} of the {len(rows)} queries of "
             f"{rows.file} have one ({_some(lone)}); remove them"
         )
-    if isinstance(config, RankingPairsConfig):
+    kind = config.model.kind
+    if isinstance(config, RankingPairsConfig | RankingCrossEncoderConfig):
         if any(request.texts is None for request in rows.lists):
-            raise DataError(f"{rows.file} must have query and title for `model.kind: pairs`; use kind xgboost without")
-        if clash := [name for name in rows.feature_names if name in PairFeaturizer.names]:
             raise DataError(
-                f"the features {_some(clash)} are computed from the texts, {rows.file} has them too; rename them"
+                f"{rows.file} must have query and title for `model.kind: {kind}`; use kind xgboost or listwise without"
             )
     elif not rows.feature_names:
         raise DataError(
-            f"{rows.file} must have numeric features for `model.kind: xgboost`, it has none; "
-            "use kind pairs for query and title"
+            f"{rows.file} must have numeric features for `model.kind: {kind}`, it has none; "
+            "use kind pairs or cross_encoder for query and title"
+        )
+    if isinstance(config, RankingPairsConfig) and (
+        clash := [name for name in rows.feature_names if name in PairFeaturizer.names]
+    ):
+        raise DataError(
+            f"the features {_some(clash)} are computed from the texts, {rows.file} has them too; rename them"
         )
