@@ -65,6 +65,12 @@ class PairFeatures(_Part):
     max_tokens: int
 
 
+class PairText(_Part):
+    """Query and candidate text read together through `tokenizer.json`; only the text is cut, to `max_tokens` in all."""
+
+    max_tokens: int
+
+
 class Calibration(_Part):
     """How logits become confidences: softmax(logits / temperature), or sigmoid where a text may have several labels."""
 
@@ -116,11 +122,17 @@ class Contents(_Part):
     features: tuple[str, ...] | None = None
     text: TextSettings | None = None
     pair_features: PairFeatures | None = None
+    pair_text: PairText | None = None
     calibration: Calibration = Calibration()
     scope: Scope | None = None
     gives_several_labels: bool = False
     encoder: EncoderOrigin | None = None
     propensities: tuple[float, ...] | None = None
+
+    @property
+    def reads_texts(self) -> bool:
+        """Whether a ranker needs the text of every candidate."""
+        return self.pair_features is not None or self.pair_text is not None
 
 
 class SplitDigest(_Part):

@@ -192,10 +192,27 @@ class PairsModel(XgboostModel):
     """Tokens of a title that are embedded; the rest of a longer title counts in the lexical features only."""
 
 
-class RankingTraining(Config):
-    """Boosting, with early stopping on valid NDCG@10."""
+class ClicksTraining(Config):
+    """What every ranker may be told where its rows are a click log."""
 
     seed: int = 13
+    debias: Literal["none", "ips"] | None = None
+    """Where train is a click log. ips, the default there: clicks over the looks expected at their positions; none: over
+    times shown."""
+    propensity: Literal["em", "intervention"] | tuple[PositiveFloat, ...] | None = None
+    """Chance that a position is looked at, for `debias: ips`: estimated by em (the default) or from interventions, or
+    given from position 1 on."""
+
+    @model_validator(mode="after")
+    def _check_clicks(self) -> Self:
+        if self.propensity is not None and self.debias == "none":
+            raise ValueError("propensity is for debias ips, debias is none; leave it out")
+        return self
+
+
+class RankingTraining(ClicksTraining):
+    """Boosting, with early stopping on valid NDCG@10."""
+
     n_trees: PositiveInt = 1000
     """Steps of boosting at most; each grows `trees_per_step` trees."""
     learning_rate: PositiveFloat = 0.05
@@ -219,12 +236,6 @@ class RankingTraining(Config):
     """Whether a list's gradients are divided by how much they sum up to, so that long lists weigh no more."""
     monotone: dict[FeatureName, Literal[-1, 1]] = Field(default_factory=dict)
     """Features with which a score must never fall (1) or never rise (-1), by name."""
-    debias: Literal["none", "ips"] | None = None
-    """Where train is a click log. ips, the default there: clicks over the looks expected at their positions; none: over
-    times shown."""
-    propensity: Literal["em", "intervention"] | tuple[PositiveFloat, ...] | None = None
-    """Chance that a position is looked at, for `debias: ips`: estimated by em (the default) or from interventions, or
-    given from position 1 on."""
     engine: Literal["local", "spark"] = "local"
     """Where trees are grown: in this process, or by Spark."""
     spark_master: str | None = None
@@ -236,9 +247,91 @@ class RankingTraining(Config):
     def _check_together(self) -> Self:
         if self.engine == "local" and (self.n_workers > 1 or self.spark_master is not None):
             raise ValueError("n_workers and spark_master are for engine spark, engine is local; leave them out")
-        if self.propensity is not None and self.debias == "none":
-            raise ValueError("propensity is for debias ips, debias is none; leave it out")
         return self
+
+
+RankingLossName = Literal["pointwise", "listnet", "approx_ndcg", "neural_ndcg"]
+RankingLosses = dict[RankingLossName, PositiveFloat]
+_LISTWISE_LOSS: RankingLosses = {"approx_ndcg": 1.0}
+_CROSS_ENCODER_LOSS: RankingLosses = {"pointwise": 1.0, "listnet": 0.3}
+
+
+class ListwiseModel(Config):
+    """A network over numeric features, normalised inside the graph, with attention over the list as an option."""
+
+    kind: Literal["listwise"]
+    normalisation: Literal["quantile", "log1p"] = "quantile"
+    """Of each feature, by the training rows: its place among their quantiles, or sign(x) log(1 + |x|) standardised."""
+    hidden: tuple[PositiveInt, ...] = Field(default=(128, 64), min_length=1)
+    """Units of each layer."""
+    dropout: float = Field(default=0.1, ge=0, lt=1)
+    n_attention_layers: int = Field(default=0, ge=0)
+    """Blocks in which every document reads all others of its list (0: each is scored by itself).
+
+    Their cost grows with the square of the list."""
+    n_heads: PositiveInt = 4
+    """Heads of each attention block; they share the last of `hidden` equally."""
+
+    @model_validator(mode="after")
+    def _heads_fit(self) -> ListwiseModel:
+        if not self.n_attention_layers and "n_heads" in self.model_fields_set:
+            raise ValueError("n_heads does nothing without n_attention_layers; leave it out")
+        if self.n_attention_layers and self.hidden[-1] % self.n_heads:
+            raise ValueError("the last of hidden must be a multiple of n_heads")
+        return self
+
+
+class _RankingNetworkTraining(ClicksTraining):
+    epochs: PositiveInt
+    batch_size: PositiveInt
+    loss: RankingLosses = Field(min_length=1)
+    """Losses by name, each with its weight."""
+    learning_rate: PositiveFloat
+    weight_decay: float = Field(default=0.01, ge=0)
+    warmup: Fraction = 0.1
+    """Part of all steps over which the learning rate rises."""
+    patience: PositiveInt
+    """Epochs without a better valid NDCG@10 before training stops."""
+    checkpoint_every_s: PositiveFloat = 60.0
+    """Seconds between checkpoints inside an epoch; one is written after every epoch too."""
+
+
+class ListwiseTraining(_RankingNetworkTraining):
+    """AdamW over whole lists, with early stopping on valid NDCG@10; batch_size counts lists."""
+
+    epochs: PositiveInt = 60
+    batch_size: PositiveInt = 16
+    loss: RankingLosses = Field(default=_LISTWISE_LOSS, min_length=1)
+    learning_rate: PositiveFloat = 2e-3
+    patience: PositiveInt = 15
+
+
+class CrossEncoderModel(Config):
+    """A pretrained encoder that reads query and title together."""
+
+    kind: Literal["cross_encoder"]
+    encoder: str = "sentence-transformers/all-MiniLM-L6-v2"
+    """Hub id, directory, or installed weights package."""
+    max_tokens: int = Field(default=64, ge=8, le=8192)
+    """Tokens of query and title together; a title beyond them is cut, a query that leaves it no room is refused."""
+    dropout: Fraction = 0.1
+
+
+class CrossEncoderTraining(_RankingNetworkTraining):
+    """AdamW over parts of lists, with early stopping on valid NDCG@10; batch_size counts parts."""
+
+    epochs: PositiveInt = 2
+    batch_size: PositiveInt = 4
+    loss: RankingLosses = Field(default=_CROSS_ENCODER_LOSS, min_length=1)
+    list_size: int = Field(default=16, ge=2)
+    """Documents of a part: longer lists are cut at random, so that a step sees several queries."""
+    learning_rate: PositiveFloat = 8e-5
+    """Peak learning rate of the encoder."""
+    head_learning_rate: PositiveFloat = 1e-3
+    """Peak learning rate of the head, which starts from nothing."""
+    precision: Literal["float32", "bfloat16"] = "float32"
+    """Of the encoder's products while training; bfloat16 is faster where the processor multiplies it (AVX512-BF16)."""
+    patience: PositiveInt = 2
 
 
 class _Train(Config):
@@ -299,8 +392,31 @@ class RankingPairsConfig(_Train):
     training: RankingTraining = RankingTraining()
 
 
+class RankingListwiseConfig(_Train):
+    """`task: ranking`, `model.kind: listwise`: numeric features."""
+
+    task: Literal["ranking"]
+    model: ListwiseModel
+    training: ListwiseTraining = ListwiseTraining()
+
+
+class RankingCrossEncoderConfig(_Train):
+    """`task: ranking`, `model.kind: cross_encoder`: text pairs."""
+
+    task: Literal["ranking"]
+    model: CrossEncoderModel
+    training: CrossEncoderTraining = CrossEncoderTraining()
+    quantize: QuantizeConfig = QuantizeConfig()
+
+
 TrainConfig = (
-    IntentLinearConfig | IntentTransformerConfig | TaggingTransformerConfig | RankingConfig | RankingPairsConfig
+    IntentLinearConfig
+    | IntentTransformerConfig
+    | TaggingTransformerConfig
+    | RankingConfig
+    | RankingPairsConfig
+    | RankingListwiseConfig
+    | RankingCrossEncoderConfig
 )
 
 SCHEMAS: dict[tuple[str, str], type[TrainConfig]] = {
@@ -309,6 +425,8 @@ SCHEMAS: dict[tuple[str, str], type[TrainConfig]] = {
     ("tagging", "transformer"): TaggingTransformerConfig,
     ("ranking", "xgboost"): RankingConfig,
     ("ranking", "pairs"): RankingPairsConfig,
+    ("ranking", "listwise"): RankingListwiseConfig,
+    ("ranking", "cross_encoder"): RankingCrossEncoderConfig,
 }
 
 
