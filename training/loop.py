@@ -26,8 +26,9 @@ from models.networks.protocol import Network
 from models.networks.vocabulary import UsedRows
 from training import checkpoint as checkpoints
 from training.batches import shuffled_batches, sorted_batches, tensors
-from training.config import NetworkTraining
+from training.config import LoopTraining
 from training.fit import Checkpoint, Recorder
+from training.processes import Peers
 
 Loss = Callable[[Mapping[str, Tensor], NDArray[np.int64]], Tensor]
 """From a batch's outputs and the indices [B] of its examples to the mean loss, a scalar; see `training.losses`."""
@@ -51,13 +52,14 @@ def train(
     loss: Loss,
     valid: Sequence[Encoded],
     score: Callable[[list[Arrays]], Score],
-    settings: NetworkTraining,
+    settings: LoopTraining,
     recorder: Recorder,
     checkpoint: Checkpoint,
 ) -> dict[str, float | int | str]:
     """Train `network` in place on `examples` [N], leave the weights of its best epoch in it, and give the facts.
 
     A training that goes on from a checkpoint ends, on the same machine, with the weights of one that never stopped.
+    Where `training.processes` has opened a group, all of it calls this, and the processes share every batch.
     KeyboardInterrupt leaves a checkpoint behind. RefusedError where the loss is no longer a number.
     """
     with _used_rows(network, (*examples, *valid), signature):
@@ -103,7 +105,7 @@ class _Training:
         signature: Signature,
         examples: Sequence[Encoded],
         loss: Loss,
-        settings: NetworkTraining,
+        settings: LoopTraining,
         recorder: Recorder,
         checkpoint: Checkpoint,
     ) -> None:
@@ -117,6 +119,8 @@ class _Training:
         self._optimizer = _optimizer(network, settings)
         self._n_batches = math.ceil(len(examples) / settings.batch_size)
         self._n_steps = self._n_batches * settings.epochs
+        self._peers = Peers.found()
+        self._shared = self._peers.wrap(network)
         self._saved_at_s = time.monotonic()
         self.epoch = self.batch = self.step = 0
         self.loss_sum = 0.0
@@ -127,7 +131,7 @@ class _Training:
         """Train until the last epoch, or until `patience` epochs brought nothing better."""
         while self.epoch < self._settings.epochs and self.n_stale < self._settings.patience:
             self._run_epoch()
-            valid = score()
+            valid = self._peers.first(score)
             metrics = {"train_loss": self.loss_sum / self._n_batches, **valid.metrics}
             with _uninterrupted():
                 self._finish_epoch(valid.main)
@@ -135,7 +139,9 @@ class _Training:
             self.save()
 
     def save(self) -> None:
-        """Write a checkpoint of this very moment."""
+        """Write a checkpoint of this very moment; of several processes the first one does."""
+        if self._peers.rank:
+            return
         checkpoints.save(
             self._checkpoint,
             {
@@ -151,11 +157,11 @@ class _Training:
 
     def restore(self) -> None:
         """Go on from the checkpoint where that is asked for; say why where there is none to go on from."""
-        if not self._checkpoint.resume:
-            return
-        state, reason = checkpoints.load(self._checkpoint)
+        state, reason = self._peers.first(self._found)
         if state is None:
-            self._recorder.say(reason)
+            if reason:
+                self._recorder.say(reason)
+            self._diverge()
             return
         self._network.load_state_dict(state["network"])
         self._optimizer.load_state_dict(state["optimizer"])
@@ -164,6 +170,15 @@ class _Training:
         self.best_epoch, self.best_main, self.n_stale = state["best"]
         self.best_weights = state["best_weights"]
         self._recorder.say(f"training goes on from step {self.step} of {self._n_steps}")
+        self._diverge()
+
+    def _found(self) -> tuple[checkpoints.State | None, str]:
+        return checkpoints.load(self._checkpoint) if self._checkpoint.resume else (None, "")
+
+    def _diverge(self) -> None:
+        """Let no two processes drop the same units."""
+        if self._peers.rank:
+            torch.manual_seed(hash((self._settings.seed, self._peers.rank, self.step)))
 
     def _run_epoch(self) -> None:
         batches = shuffled_batches(self._examples, self._settings.batch_size, (self._settings.seed, self.epoch))
@@ -182,15 +197,17 @@ class _Training:
         rate = _rate(self.step, self._n_steps, self._settings.warmup)
         for group in self._optimizer.param_groups:
             group["lr"] = group["peak"] * rate
-        inputs = tensors([self._examples[index] for index in chosen], self._signature)
-        loss = self._loss(self._network(*inputs), chosen)
+        part = self._peers.part(chosen)
+        inputs = tensors([self._examples[index] for index in part], self._signature)
+        loss = self._loss(self._peers.whole(self._shared(*inputs), chosen), chosen)
         if not math.isfinite(loss.item()):
             raise RefusedError(
                 f"the loss must stay a number, at step {self.step + 1} it is {loss.item()}; "
                 f"lower training.learning_rate ({self._settings.learning_rate})"
             )
         self._optimizer.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
+        # DDP gives everyone the mean of the gradients; wanted is their sum.
+        (loss * self._peers.size).backward()  # type: ignore[no-untyped-call]
         nn.utils.clip_grad_norm_(self._network.parameters(), _GRADIENT_NORM)
         self._optimizer.step()
         return loss.item()
@@ -204,7 +221,7 @@ class _Training:
         self.epoch, self.batch, self.loss_sum = self.epoch + 1, 0, 0.0
 
 
-def _optimizer(network: Network, settings: NetworkTraining) -> torch.optim.Optimizer:
+def _optimizer(network: Network, settings: LoopTraining) -> torch.optim.Optimizer:
     """AdamW with a peak rate for the encoder and one for the heads; biases and layer norms do not decay.
 
     `fused` takes a third of the default's time on CPU, and is as repeatable.

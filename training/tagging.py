@@ -6,7 +6,7 @@ from pathlib import Path
 
 from models.errors import DataError
 from models.tagging import OUTSIDE
-from training.config import TaggingTransformerConfig
+from training.config import TaggingStudentConfig, TaggingTransformerConfig
 from training.data.conll import read_tagging_conll
 from training.data.files import read_file as read_one
 from training.data.files import read_splits
@@ -17,8 +17,10 @@ from training.fit import Checkpoint, Fitted, Recorder
 
 READERS = {".jsonl": read_tagging_jsonl, ".conll": read_tagging_conll}
 
+TaggingConfig = TaggingTransformerConfig | TaggingStudentConfig
 
-def read(data_dir: Path, config: TaggingTransformerConfig) -> Splits[TaggingRows]:
+
+def read(data_dir: Path, config: TaggingConfig) -> Splits[TaggingRows]:
     """Read train, valid and test; a part of train is held out as valid where there is no such file.
 
     DataError for bad rows, where some files have labels and others have none, and where train has nothing to learn: one
@@ -44,17 +46,19 @@ def read(data_dir: Path, config: TaggingTransformerConfig) -> Splits[TaggingRows
     return Splits(splits.train, splits.valid, splits.test, (*splits.notes, *_unknown_notes(splits)))
 
 
-def read_file(path: Path, config: TaggingTransformerConfig) -> TaggingRows:
+def read_file(path: Path, config: TaggingConfig) -> TaggingRows:
     """Read one labelled file; DataError for bad rows or an ending that is not one of READERS."""
     del config
     return read_one(path, READERS)
 
 
-def fit(
-    config: TaggingTransformerConfig, splits: Splits[TaggingRows], recorder: Recorder, checkpoint: Checkpoint
-) -> Fitted:
-    """Fine-tune an encoder with a tag head, and an intent head where rows have labels."""
+def fit(config: TaggingConfig, splits: Splits[TaggingRows], recorder: Recorder, checkpoint: Checkpoint) -> Fitted:
+    """Fit the model that `config.model.kind` names, with an intent head where rows have labels."""
     # PyTorch takes seconds to import; whoever only reads rows does not need it.
+    if isinstance(config, TaggingStudentConfig):
+        from training import distil
+
+        return distil.fit(config, splits, recorder, checkpoint)
     from training.network import fit_tagging
 
     return fit_tagging(config, splits, recorder, checkpoint)

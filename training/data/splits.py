@@ -40,13 +40,29 @@ R = TypeVar("R", bound=Rows)
 
 
 @dataclass(frozen=True)
+class UnlabelledTexts:
+    """Texts [N] and nothing else."""
+
+    texts: tuple[str, ...]
+    file: str = ""
+    sha256: str = ""
+
+    def __len__(self) -> int:
+        return len(self.texts)
+
+
+@dataclass(frozen=True)
 class Splits(Generic[R]):
-    """A data directory: `test` is None where it has no such file; `notes` says what a reader counted or held out."""
+    """A data directory: `test` is None where it has no such file; `notes` says what a reader counted or held out.
+
+    unlabelled: texts for a teacher to label, where a configuration names such a file.
+    """
 
     train: R
     valid: R
     test: R | None
     notes: tuple[str, ...] = ()
+    unlabelled: UnlabelledTexts | None = None
 
     def named(self) -> dict[str, R]:
         """Split name -> rows, for the splits that exist."""
