@@ -37,10 +37,11 @@ class Signature(_Part):
 
 
 class SubwordText(_Part):
-    """Text read through `tokenizer.json`; a text beyond `max_tokens` is refused, never cut."""
+    """Text read through `tokenizer.json`; one beyond `max_tokens` is read in windows or refused, never cut."""
 
     kind: Literal["subword"] = "subword"
     max_tokens: int
+    max_windows: int = 1
 
 
 class NgramText(_Part):
@@ -90,12 +91,16 @@ class Contents(_Part):
 
     labels: intent labels, in the order of `intent_logits`. tags: BIO tags, in the order of `tag_logits`.
     features: columns of the `features` input, in order; the first ones come from `pair_features` where that is set.
+    has_transitions: `transitions.npy` holds what the network learned of the order of tags (`models.chain`).
+    gazetteer: types of the terms in `gazetteer.json`, in the order of the bits of the input `gazetteer`.
     """
 
     family: FamilyName
     signature: Signature
     labels: tuple[str, ...] | None = None
     tags: tuple[str, ...] | None = None
+    has_transitions: bool = False
+    gazetteer: tuple[str, ...] | None = None
     features: tuple[str, ...] | None = None
     text: TextSettings | None = None
     pair_features: PairFeatures | None = None

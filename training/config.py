@@ -78,8 +78,19 @@ class TransformerModel(Config):
     encoder: str = "sentence-transformers/all-MiniLM-L6-v2"
     """Hub id, directory, or installed weights package."""
     max_tokens: int = Field(default=128, ge=8, le=8192)
-    """Longest text in tokens; longer training rows are refused, longer queries too."""
+    """Longest text in tokens that is read at once."""
+    max_windows: int = Field(default=1, ge=1, le=64)
+    """How many overlapping windows of `max_tokens` a longer text may take; 1: it is refused, in training and served."""
     dropout: Fraction = 0.1
+
+
+class TaggerModel(TransformerModel):
+    """As TransformerModel, with what only a tagger reads."""
+
+    crf: bool = True
+    """Learn which tag follows which (a linear-chain CRF), and decode by it."""
+    gazetteer: str | None = None
+    """Terms that the network is told of: `.jsonl` or `.csv` of {"type", "term"}, below the data directory or a path."""
 
 
 class LoopTraining(Config):
@@ -150,8 +161,6 @@ class StudentTraining(LoopTraining):
     head_learning_rate: PositiveFloat = 2e-3
     temperature: PositiveFloat = 2.0
     """Both networks' logits are divided by it before they are compared: above 1, unlikely answers count for more."""
-    label_weight: Fraction = 0.0
-    """Part of the loss that follows the rows' own labels and tags instead of the teacher."""
     n_generated: int = Field(default=3, ge=0)
     """Texts made of the training texts, for each of them, that the teacher labels too."""
 
@@ -228,7 +237,7 @@ class TaggingTransformerConfig(_Train):
     """`task: tagging`, `model.kind: transformer`; joint with intent where rows have a `label`."""
 
     task: Literal["tagging"]
-    model: TransformerModel
+    model: TaggerModel
     training: JointTraining = JointTraining()
     quantize: QuantizeConfig = QuantizeConfig()
 
@@ -282,6 +291,8 @@ TrainConfig = (
     | RankingConfig
     | RankingPairsConfig
 )
+
+StudentConfig = IntentStudentConfig | TaggingStudentConfig
 
 SCHEMAS: dict[tuple[str, str], type[TrainConfig]] = {
     ("intent", "linear"): IntentLinearConfig,

@@ -11,47 +11,34 @@ dimensions of the teacher's embeddings.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from functools import cached_property
-from pathlib import Path
 
 import numpy as np
-import onnx
 import torch
 from numpy.typing import NDArray
-from onnx import numpy_helper
 from tokenizers import Tokenizer
 from torch import Tensor
 from torch.nn import functional
 
-from models.batch import Arrays, Encoded, collate, split
-from models.errors import ConfigError, DataError, InputError
-from models.intent import IntentModel
-from models.manifest import Contents, SubwordText
+from models.batch import Arrays, Encoded
+from models.chain import TRANSITIONS
+from models.errors import DataError, InputError
+from models.gazetteer import Gazetteer
+from models.manifest import SubwordText
 from models.metrics import intent_metrics, tagging_metrics
-from models.model import TOKENIZER, open_model
+from models.model import TOKENIZER
+from models.networks.crf import Crf
 from models.networks.student import student_encoder
-from models.networks.transformer import TransformerNetwork
-from models.ranking import RankingModel
-from models.session import OnnxSession
+from models.networks.transformer import GazetteerEmbedding, TransformerNetwork
 from models.tagging import TaggingModel
 from models.text import SubwordEncoder
-from registry.bundle import MODEL, Bundle, open_bundle
 from training.augment import augment, neighbours_of
-from training.batches import sorted_batches
-from training.config import IntentStudentConfig, JointStudentTraining, TaggingStudentConfig
+from training.config import JointStudentTraining, StudentConfig
 from training.data.splits import IntentRows, Splits, TaggingRows
 from training.fit import Checkpoint, Recorder
 from training.loop import Loss, Score, train
 from training.losses import weighted
 from training.network import Draft, FittedNetwork
-
-StudentConfig = IntentStudentConfig | TaggingStudentConfig
-TextModel = IntentModel | TaggingModel
-
-_ANSWER_TOKENS = 1024
-_READ = {"input_ids", "attention_mask"}
-_ANSWERED = {"intent_logits", "tag_logits"}
+from training.teacher import Teacher, TextModel
 
 
 def fit(
@@ -82,73 +69,6 @@ def fit(
     return FittedNetwork(drafted, {**facts, "n_examples": len(examples)})
 
 
-@dataclass(frozen=True)
-class Teacher:
-    """A bundle that answers texts through its tokens."""
-
-    bundle: Bundle
-    model: TextModel
-    contents: Contents
-
-    @classmethod
-    def open(cls, config: StudentConfig) -> Teacher:
-        """Open the bundle; ConfigError where no student can learn from it."""
-        bundle = open_bundle(Path(config.teacher))
-        manifest = bundle.manifest
-        contents = Contents(**{name: getattr(manifest, name) for name in Contents.model_fields})
-        if contents.family != config.task:
-            raise ConfigError(
-                f"the teacher of a student for {config.task} must be of that family, {manifest.name} is a model for "
-                f"{contents.family}",
-                field="teacher",
-            )
-        reads, answers = (
-            {spec.name for spec in side} for side in (contents.signature.inputs, contents.signature.outputs)
-        )
-        model = open_model(bundle.path, contents)
-        if (
-            isinstance(model, RankingModel)
-            or not isinstance(contents.text, SubwordText)
-            or reads != _READ
-            or not answers <= _ANSWERED
-        ):
-            raise ConfigError(
-                f"a student learns from a transformer (tokens in, logits out), {manifest.name} reads "
-                f"{', '.join(sorted(reads))} and answers {', '.join(sorted(answers))}; name another teacher",
-                field="teacher",
-            )
-        return cls(bundle, model, contents)
-
-    def answer(self, requests: Sequence[Encoded], recorder: Recorder) -> list[Arrays]:
-        """What the served variant answers to each request: `intent_logits` [C], `tag_logits` [T, K] of its tokens."""
-        session = OnnxSession(self.bundle.model_file(), n_threads=torch.get_num_threads())
-        signature = self.contents.signature
-        answers: dict[int, Arrays] = {}
-        for chosen in sorted_batches(requests, _ANSWER_TOKENS):
-            batch = [requests[index] for index in chosen]
-            for index, one in zip(chosen, split(session.run(collate(batch, signature)), batch, signature), strict=True):
-                answers[index] = {
-                    name: array[: requests[index].length].copy() if array.ndim == 2 else array.copy()
-                    for name, array in one.items()
-                }
-            recorder.progress("teacher", len(answers), len(requests))
-        return [answers[index] for index in range(len(requests))]
-
-    @cached_property
-    def embeddings(self) -> NDArray[np.float32]:
-        """Its token embeddings [V, D], out of `model.onnx`."""
-        graph = onnx.load(str(self.bundle.path / MODEL)).graph
-        tables = {node.input[0] for node in graph.node if node.op_type == "Gather" and node.input[1] == "input_ids"}
-        for tensor in graph.initializer:
-            if tensor.name in tables and len(tensor.dims) == 2:
-                return np.array(numpy_helper.to_array(tensor), dtype=np.float32)
-        raise ConfigError(
-            f"a teacher must look its tokens up in a table of embeddings, {self.bundle.manifest.name} does not; "
-            "name another teacher",
-            field="teacher",
-        )
-
-
 def _refuse_unknown_labels(teacher: Teacher, rows: IntentRows | TaggingRows) -> None:
     if rows.labels is None or teacher.contents.labels is None:
         return
@@ -162,7 +82,9 @@ def _refuse_unknown_labels(teacher: Teacher, rows: IntentRows | TaggingRows) -> 
 
 def _draft(config: StudentConfig, teacher: Teacher) -> Draft:
     """The untrained student; its bundle says of itself what the teacher's does, so that one can replace the other."""
-    text, pad = teacher.contents.text, teacher.contents.signature.inputs[0].pad
+    contents = teacher.contents
+    terms = GazetteerEmbedding(len(contents.gazetteer), config.model.n_hidden, 0.0) if contents.gazetteer else None
+    text, pad = contents.text, contents.signature.inputs[0].pad
     if not isinstance(text, SubwordText):
         raise TypeError(f"a teacher that was opened reads tokens, got {text!r}")
     torch.manual_seed(config.training.seed)
@@ -173,13 +95,28 @@ def _draft(config: StudentConfig, teacher: Teacher) -> Draft:
             n_positions=text.max_tokens,
             pad=pad,
         ),
-        n_labels=len(teacher.contents.labels or ()),
-        n_tags=len(teacher.contents.tags or ()),
+        n_labels=len(contents.labels or ()),
+        n_tags=len(contents.tags or ()),
         dropout=config.model.dropout,
+        crf=_transitions(teacher) if contents.has_transitions else None,
+        gazetteer=terms,
     )
     tokenizer_json = teacher.bundle.path / TOKENIZER
-    reader = SubwordEncoder(tokenizer_json, text.max_tokens)
-    return Draft(network, teacher.contents.model_copy(update={"encoder": None}), tokenizer_json, reader)
+    return Draft(
+        network,
+        contents.model_copy(update={"encoder": None}),
+        tokenizer_json,
+        SubwordEncoder(tokenizer_json, text.max_tokens, text.max_windows),
+        Gazetteer.load(teacher.bundle.path) if contents.gazetteer else None,
+    )
+
+
+def _transitions(teacher: Teacher) -> Crf:
+    """The teacher's own, kept as they are: a student of its logits needs no others."""
+    crf = Crf(teacher.contents.tags or ())
+    with torch.no_grad():
+        crf.transitions.copy_(torch.from_numpy(np.load(teacher.bundle.path / TRANSITIONS, allow_pickle=False)))
+    return crf.requires_grad_(False)
 
 
 def _more_texts(
@@ -231,20 +168,32 @@ def soft_intent_loss(teacher_NC: NDArray[np.generic], temperature: float) -> Los
 
 
 def soft_tag_loss(examples: Sequence[Encoded], teacher: Sequence[NDArray[np.generic]], temperature: float) -> Loss:
-    """The same of `tag_logits` [B, T, K] at the first token of every word, mean over words; teacher: [T, K] of each."""
-    firsts = [np.array([piece for piece in one.first_pieces if piece >= 0], dtype=np.int64) for one in examples]
+    """The same of `tag_logits` [B, T, K] at the first token of every word, mean over words.
+
+    teacher: [T, K] of every example, [windows, T, K] of a text in windows, which is as many rows of the batch.
+    """
+    places = [_places(one) for one in examples]
     # Half precision: these answers are the largest thing in a distillation's memory.
     answers = [
-        np.asarray(logits_TK[first_W], dtype=np.float16) for logits_TK, first_W in zip(teacher, firsts, strict=True)
+        np.asarray(logits.reshape(-1, *logits.shape[-2:])[window_W, first_W], dtype=np.float16)
+        for logits, (window_W, first_W) in zip(teacher, places, strict=True)
     ]
 
     def loss(outputs: Mapping[str, Tensor], chosen: NDArray[np.int64]) -> Tensor:
-        rows = np.repeat(np.arange(len(chosen)), [len(firsts[index]) for index in chosen])
-        places = np.concatenate([firsts[index] for index in chosen])
+        starts = np.cumsum([0, *(examples[index].n_windows for index in chosen[:-1])])
+        rows = np.concatenate([start + places[index][0] for start, index in zip(starts, chosen, strict=True)])
+        firsts = np.concatenate([places[index][1] for index in chosen])
         wanted = torch.from_numpy(np.concatenate([answers[index] for index in chosen]).astype(np.float32))
-        return soft_cross_entropy(outputs["tag_logits"][rows, places], wanted, temperature)
+        return soft_cross_entropy(outputs["tag_logits"][rows, firsts], wanted, temperature)
 
     return loss
+
+
+def _places(encoded: Encoded) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Window and first token [W] of every word that has a token."""
+    first_W = np.array(encoded.first_pieces, dtype=np.int64)
+    window_W = np.array(encoded.word_windows or np.zeros_like(first_W), dtype=np.int64)
+    return window_W[first_W >= 0], first_W[first_W >= 0]
 
 
 def soft_cross_entropy(logits: Tensor, wanted: Tensor, temperature: float) -> Tensor:

@@ -25,7 +25,7 @@ from models.manifest import Signature
 from models.networks.protocol import Network
 from models.networks.vocabulary import UsedRows
 from training import checkpoint as checkpoints
-from training.batches import shuffled_batches, sorted_batches, tensors
+from training.batches import answers_of, shuffled_batches, tensors
 from training.config import LoopTraining
 from training.fit import Checkpoint, Recorder
 from training.processes import Peers
@@ -81,19 +81,17 @@ def train(
 
 
 def predict(network: Network, requests: Sequence[Encoded], signature: Signature) -> list[Arrays]:
-    """Outputs of each request, in order: `intent_logits` [C], `tag_logits` [T, K] for its own T tokens alone."""
+    """Outputs of each request, in order: `intent_logits` [C], `tag_logits` [T, K] for its own T tokens alone.
+
+    `tag_logits` of a text in windows are [windows, T, K], its `intent_logits` the mean over them.
+    """
     network.eval()
-    answers: dict[int, Arrays] = {}
+
+    def run(batch: Sequence[Encoded]) -> Arrays:
+        return {name: tensor.numpy() for name, tensor in network(*tensors(batch, signature)).items()}
+
     with torch.inference_mode():
-        for chosen in sorted_batches(requests, _PREDICT_TOKENS):
-            batch = [requests[index] for index in chosen]
-            outputs = {name: tensor.numpy() for name, tensor in network(*tensors(batch, signature)).items()}
-            for row, index in enumerate(chosen):
-                answers[index] = {
-                    name: array[row].copy() if array.ndim == 2 else array[row, : requests[index].length].copy()
-                    for name, array in outputs.items()
-                }
-    return [answers[index] for index in range(len(requests))]
+        return answers_of(run, requests, signature, _PREDICT_TOKENS)
 
 
 class _Training:
@@ -197,17 +195,17 @@ class _Training:
         rate = _rate(self.step, self._n_steps, self._settings.warmup)
         for group in self._optimizer.param_groups:
             group["lr"] = group["peak"] * rate
-        part = self._peers.part(chosen)
-        inputs = tensors([self._examples[index] for index in part], self._signature)
-        loss = self._loss(self._peers.whole(self._shared(*inputs), chosen), chosen)
+        examples = [self._examples[index] for index in chosen]
+        part = [self._examples[index] for index in self._peers.part(chosen)]
+        outputs = self._peers.whole(self._shared(*tensors(part, self._signature)), len(chosen))
+        loss = self._loss(_whole_texts(outputs, examples), chosen)
         if not math.isfinite(loss.item()):
             raise RefusedError(
                 f"the loss must stay a number, at step {self.step + 1} it is {loss.item()}; "
                 f"lower training.learning_rate ({self._settings.learning_rate})"
             )
         self._optimizer.zero_grad()
-        # DDP gives everyone the mean of the gradients; wanted is their sum.
-        (loss * self._peers.size).backward()  # type: ignore[no-untyped-call]
+        loss.backward()  # type: ignore[no-untyped-call]
         nn.utils.clip_grad_norm_(self._network.parameters(), _GRADIENT_NORM)
         self._optimizer.step()
         return loss.item()
@@ -219,6 +217,17 @@ class _Training:
             self.best_epoch, self.best_main = self.epoch + 1, main
             self.best_weights = {name: tensor.detach().clone() for name, tensor in self._network.state_dict().items()}
         self.epoch, self.batch, self.loss_sum = self.epoch + 1, 0, 0.0
+
+
+def _whole_texts(outputs: Mapping[str, Tensor], examples: Sequence[Encoded]) -> Mapping[str, Tensor]:
+    """Answers about whole texts [B, C], of a text in windows the mean over them as in `models.batch.split`."""
+    windows = [example.n_windows for example in examples]
+    if max(windows) == 1:
+        return outputs
+    return {
+        name: torch.stack([part.mean(0) for part in torch.split(answer, windows)]) if answer.ndim == 2 else answer
+        for name, answer in outputs.items()
+    }
 
 
 def _optimizer(network: Network, settings: LoopTraining) -> torch.optim.Optimizer:

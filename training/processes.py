@@ -61,12 +61,17 @@ class Peers:
         own = np.array_split(chosen, self.size)[self.rank]
         return own if len(own) else chosen[:1]
 
-    def whole(self, outputs: Mapping[str, Tensor], chosen: NDArray[np.int64]) -> Mapping[str, Tensor]:
-        """The answers to all parts of a batch in its order, with gradients to those of this process."""
+    def whole(self, outputs: Mapping[str, Tensor], n_examples: int) -> Mapping[str, Tensor]:
+        """The answers to all parts of a batch of `n_examples`, in its order, with gradients to those of this process.
+
+        DDP gives everyone the mean of all gradients. That of what the loss itself reads, such as a CRF's transitions,
+        is whole in each process; that of the network is a part, to be summed, and counts `size` times for that.
+        """
         if self.size == 1:
             return outputs
-        is_spare = self.rank >= len(chosen)
-        own = {name: tensor[:0] if is_spare else tensor for name, tensor in outputs.items()}
+        own = {name: tensor[:0] if self.rank >= n_examples else tensor for name, tensor in outputs.items()}
+        for tensor in own.values():
+            tensor.register_hook(lambda gradient: gradient * self.size)  # type: ignore[no-untyped-call]
         parts: list[Any] = [None] * self.size
         distributed.all_gather_object(parts, {name: tensor.detach().numpy() for name, tensor in own.items()})
         return {

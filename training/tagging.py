@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 
-from models.errors import DataError
+from models.errors import ConfigError, DataError
+from models.gazetteer import Gazetteer
 from models.tagging import OUTSIDE
 from training.config import TaggingStudentConfig, TaggingTransformerConfig
 from training.data.conll import read_tagging_conll
 from training.data.files import read_file as read_one
 from training.data.files import read_splits
+from training.data.gazetteer import read_gazetteer
 from training.data.jsonl import read_tagging_jsonl
 from training.data.labels import known_labels, known_tags, unknown_note
 from training.data.splits import Splits, TaggingRows
@@ -20,8 +23,15 @@ READERS = {".jsonl": read_tagging_jsonl, ".conll": read_tagging_conll}
 TaggingConfig = TaggingTransformerConfig | TaggingStudentConfig
 
 
-def read(data_dir: Path, config: TaggingConfig) -> Splits[TaggingRows]:
-    """Read train, valid and test; a part of train is held out as valid where there is no such file.
+@dataclass(frozen=True)
+class TaggingSplits(Splits[TaggingRows]):
+    """The rows, and the terms that the network is told of."""
+
+    gazetteer: Gazetteer | None = None
+
+
+def read(data_dir: Path, config: TaggingConfig) -> TaggingSplits:
+    """Read train, valid, test and terms; a part of train is held out as valid where there is no such file.
 
     DataError for bad rows, where some files have labels and others have none, and where train has nothing to learn: one
     label only, or no tag but `O`.
@@ -43,7 +53,10 @@ def read(data_dir: Path, config: TaggingConfig) -> Splits[TaggingRows]:
     known_tags(splits.train.tags, splits.train.file)
     if splits.train.labels is not None:
         known_labels(splits.train.labels, splits.train.file)
-    return Splits(splits.train, splits.valid, splits.test, (*splits.notes, *_unknown_notes(splits)))
+    notes = (*splits.notes, *_unknown_notes(splits))
+    # A student is told of the terms that its teacher knows.
+    terms = None if isinstance(config, TaggingStudentConfig) else _gazetteer(data_dir, config.model.gazetteer)
+    return TaggingSplits(splits.train, splits.valid, splits.test, notes, gazetteer=terms)
 
 
 def read_file(path: Path, config: TaggingConfig) -> TaggingRows:
@@ -61,7 +74,18 @@ def fit(config: TaggingConfig, splits: Splits[TaggingRows], recorder: Recorder, 
         return distil.fit(config, splits, recorder, checkpoint)
     from training.network import fit_tagging
 
-    return fit_tagging(config, splits, recorder, checkpoint)
+    return fit_tagging(config, splits, getattr(splits, "gazetteer", None), recorder, checkpoint)
+
+
+def _gazetteer(data_dir: Path, name: str | None) -> Gazetteer | None:
+    if name is None:
+        return None
+    path = data_dir / name if (data_dir / name).exists() else Path(name)
+    if not path.is_file():
+        raise ConfigError(
+            f"model.gazetteer must be a file below {data_dir} or a path, got {name}", field="model.gazetteer"
+        )
+    return read_gazetteer(path)
 
 
 def _unknown_notes(splits: Splits[TaggingRows]) -> tuple[str, ...]:

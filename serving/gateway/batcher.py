@@ -15,7 +15,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from models.batch import Encoded, collate, split
+from models.batch import Encoded, collate, n_rows, split
 from models.errors import DeadlineError, OverloadedError, RankyardError, UnavailableError
 from serving.gateway.config import BatchConfig
 from serving.gateway.telemetry import Telemetry
@@ -133,11 +133,11 @@ class Batcher:
         started = time.perf_counter()
         outputs = await self._runtime.infer(model, inputs, timeout_s=timeout_s)
         queue.series.model_seconds.observe(time.perf_counter() - started)
-        n_rows = len(batch) if signature.layout == "rows" else sum(item.length for item in batch)
+        n_asked = sum(n_rows(request, signature) for request in requests)
         for name, array in outputs.items():
-            if array.shape[:1] != (n_rows,):
+            if array.shape[:1] != (n_asked,):
                 raise RankyardError(
-                    f"{model.ref} must answer {n_rows} rows in {name}, its shape is {array.shape}; "
+                    f"{model.ref} must answer {n_asked} rows in {name}, its shape is {array.shape}; "
                     "export the model again"
                 )
         for item, answer in zip(batch, split(outputs, requests, signature), strict=True):

@@ -1,11 +1,8 @@
 import gzip
 import json
 
-import numpy as np
 import pytest
-import torch
 
-from models.errors import ConfigError, DataError
 from models.model import open_model
 from models.session import OnnxSession
 from registry.tracking import Tracking
@@ -13,7 +10,6 @@ from registry.workspace import Workspace
 from tests.tiny_encoder import write_encoder
 from tests.training.test_network import ORDERS, SHOPPING, TAGS, Listener
 from training.config import parse
-from training.distil import soft_cross_entropy, soft_tag_loss
 from training.line import Order, run
 
 EVALUATE = {"n_resamples": 100}

@@ -17,6 +17,7 @@ from models.batch import collate, split
 from models.errors import ConfigError, DataError
 from models.metrics import ranking_metrics
 from models.model import open_model
+from models.ranking import RankingModel
 from models.session import OnnxSession
 from training import ranking
 from training.config import RankingConfig, RankingPairsConfig
@@ -233,5 +234,5 @@ def test_rank_map_takes_labels_0_and_1_alone(splits: Splits[RankingRows], checkp
         ranking.fit(config("rank:map"), splits, Listener(), checkpoint)
 
 
-def open_model_of(fitted: ranking.FittedTrees) -> Any:
-    return ranking.RankingModel(fitted.contents, fitted.featurizer)
+def open_model_of(fitted: Any) -> Any:
+    return RankingModel(fitted.contents, fitted.featurizer)
