@@ -123,6 +123,9 @@ def _train(options: argparse.Namespace) -> Answer:
 
     config = parse(read(options.config, options.set), options.task)
     order = line.Order(config, Path(options.data), options.name or options.task, resume=options.resume)
+    if int(os.environ.get("RANK", "0")) > 0:  # torchrun's own variable: another process does what is to be done once
+        line.follow(order, _tracking(options))
+        return {}
     with terminal() as screen:
         trained = line.run(order, _tracking(options), screen)
     return {

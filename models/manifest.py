@@ -101,6 +101,13 @@ class EncoderOrigin(_Part):
     sha256: str
 
 
+class TeacherOrigin(_Part):
+    """Which model a student learned from: the REF that was asked for, and the digest of the bundle it meant."""
+
+    requested: str
+    digest: str
+
+
 class Contents(_Part):
     """What a family's training knows of its model; the rest of the manifest is added when the bundle is sealed.
 
@@ -153,5 +160,6 @@ class Manifest(Contents):
     config_sha256: str
     data: dict[str, SplitDigest]
     code_version: str
+    teacher: TeacherOrigin | None = None
     tolerance: float
     files: dict[str, str]

@@ -138,7 +138,7 @@ class TaggerModel(TransformerModel):
     """Terms that the network is told of: `.jsonl` or `.csv` of {"type", "term"}, below the data directory or a path."""
 
 
-class NetworkTraining(Config):
+class LoopTraining(Config):
     """AdamW with linear warm-up and decay, length-bucketed batches, early stopping on valid."""
 
     seed: int = 13
@@ -153,9 +153,24 @@ class NetworkTraining(Config):
     """Part of all steps over which the learning rate rises."""
     patience: PositiveInt = 3
     """Epochs without a better valid metric before training stops."""
-    label_smoothing: float = Field(default=0.0, ge=0, lt=1)
     checkpoint_every_s: PositiveFloat = 60.0
     """Seconds between checkpoints inside an epoch; one is written after every epoch too."""
+    engine: Literal["local", "torchrun"] = "local"
+    """`torchrun`: several processes share every batch, by PyTorch's DistributedDataParallel."""
+    n_processes: PositiveInt = 1
+    """With `torchrun`: how many, all on this machine; torchrun itself, where it started them, knows better."""
+
+    @model_validator(mode="after")
+    def _processes_have_an_engine(self) -> Self:
+        if self.engine == "local" and self.n_processes > 1:
+            raise ValueError("n_processes above 1 needs training.engine torchrun")
+        return self
+
+
+class NetworkTraining(LoopTraining):
+    """As LoopTraining, towards the labels of the rows."""
+
+    label_smoothing: float = Field(default=0.0, ge=0, lt=1)
 
 
 class IntentTraining(NetworkTraining):
@@ -170,6 +185,43 @@ class IntentTraining(NetworkTraining):
 
 class JointTraining(NetworkTraining):
     """As NetworkTraining; the loss is tags + intent_loss_weight x intent."""
+
+    intent_loss_weight: float = Field(default=1.0, ge=0)
+
+
+class StudentModel(Config):
+    """A small BERT that reads its teacher's tokens and begins with what the teacher's token embeddings know."""
+
+    kind: Literal["student"]
+    n_layers: PositiveInt = 1
+    n_hidden: PositiveInt = 128
+    """Width of the network; each token of the vocabulary takes as many bytes in the served file."""
+    n_heads: PositiveInt = 2
+    n_intermediate: PositiveInt = 256
+    """Width between the two products of a layer's feed-forward part."""
+    dropout: Fraction = 0.1
+
+    @model_validator(mode="after")
+    def _heads_share_the_width(self) -> Self:
+        if self.n_hidden % self.n_heads:
+            raise ValueError(f"n_hidden must be a multiple of n_heads ({self.n_heads})")
+        return self
+
+
+class StudentTraining(LoopTraining):
+    """As LoopTraining, towards the teacher's answers to the rows, to texts made of them, and to unlabelled ones."""
+
+    learning_rate: PositiveFloat = 2e-3
+    """Peak learning rate of the encoder, which knows little more than its heads."""
+    head_learning_rate: PositiveFloat = 2e-3
+    temperature: PositiveFloat = 2.0
+    """Both networks' logits are divided by it before they are compared: above 1, unlikely answers count for more."""
+    n_generated: int = Field(default=3, ge=0)
+    """Texts made of the training texts, for each of them, that the teacher labels too."""
+
+
+class JointStudentTraining(StudentTraining):
+    """As StudentTraining; the loss is tags + intent_loss_weight x intent."""
 
     intent_loss_weight: float = Field(default=1.0, ge=0)
 
@@ -376,6 +428,32 @@ class TaggingTransformerConfig(_Train):
     quantize: QuantizeConfig = QuantizeConfig()
 
 
+class _Student(_Train):
+    teacher: str
+    """REF of the model to learn from: NAME@alias, NAME/VERSION or a bundle's directory."""
+    unlabelled: str | None = None
+    """A text file (or .gz) with one query a line, for the teacher to label; relative to the data directory."""
+    quantize: QuantizeConfig = QuantizeConfig()
+
+
+class IntentStudentConfig(_Student):
+    """`task: intent`, `model.kind: student`."""
+
+    task: Literal["intent"]
+    model: StudentModel
+    training: StudentTraining = StudentTraining()
+    scope: ScopeConfig | None = None
+    """The student's own decision; null: a text is out of scope where its likeliest label is `oos`."""
+
+
+class TaggingStudentConfig(_Student):
+    """`task: tagging`, `model.kind: student`; joint with intent where the teacher is."""
+
+    task: Literal["tagging"]
+    model: StudentModel
+    training: JointStudentTraining = JointStudentTraining()
+
+
 class RankingConfig(_Train):
     """`task: ranking`, `model.kind: xgboost`: numeric features."""
 
@@ -412,17 +490,23 @@ class RankingCrossEncoderConfig(_Train):
 TrainConfig = (
     IntentLinearConfig
     | IntentTransformerConfig
+    | IntentStudentConfig
     | TaggingTransformerConfig
+    | TaggingStudentConfig
     | RankingConfig
     | RankingPairsConfig
     | RankingListwiseConfig
     | RankingCrossEncoderConfig
 )
 
+StudentConfig = IntentStudentConfig | TaggingStudentConfig
+
 SCHEMAS: dict[tuple[str, str], type[TrainConfig]] = {
     ("intent", "linear"): IntentLinearConfig,
     ("intent", "transformer"): IntentTransformerConfig,
+    ("intent", "student"): IntentStudentConfig,
     ("tagging", "transformer"): TaggingTransformerConfig,
+    ("tagging", "student"): TaggingStudentConfig,
     ("ranking", "xgboost"): RankingConfig,
     ("ranking", "pairs"): RankingPairsConfig,
     ("ranking", "listwise"): RankingListwiseConfig,

@@ -36,6 +36,7 @@ from training.calibrate import calibrated, calibration_facts, check_scope
 from training.config import (
     IntentTransformerConfig,
     NetworkTraining,
+    ScopeConfig,
     TaggerModel,
     TaggingTransformerConfig,
     TransformerModel,
@@ -186,10 +187,10 @@ def fit_intent(
         named = [label for label in labels if label != OOS_LABEL]
         examples += [model.encode(label.replace("_", " ")) for label in named]
         label_sets += [(label,) for label in named]
-    is_label_NC = _indicators(label_sets, labels)
+    is_label_NC = indicators(label_sets, labels)
     signature = drafted.contents.signature
     if settings.cosine_scale is not None:
-        network.start_from(_class_means(network, examples, is_label_NC, signature))
+        network.start_from(class_means(network, examples, is_label_NC, signature))
     if rows.label_sets is not None:
         loss = labels_loss(is_label_NC.astype(np.float32), label_smoothing=settings.label_smoothing)
     else:
@@ -200,18 +201,37 @@ def fit_intent(
             model.decode(text, one, answer)
             for text, one, answer in zip(valid.texts, encoded["valid"], outputs, strict=True)
         ]
-        ratios = intent_metrics(valid.labels, _answers_of(readings))
+        ratios = intent_metrics(valid.labels, answered_labels(readings))
         return Score(ratios["accuracy"].value, {f"valid_{name}": ratio.value for name, ratio in ratios.items()})
 
     facts = train(network, signature, examples, loss, encoded["valid"], score, settings, recorder, checkpoint)
-    contents = drafted.contents
-    if config.scope is not None and "distance" in config.scope.scores:
-        is_inside_C = np.array([label != OOS_LABEL for label in labels])
-        network.measure_from(_class_means(network, examples, is_label_NC, signature)[torch.from_numpy(is_inside_C)])
-        contents = contents.model_copy(update={"signature": _with_distance(signature)})
-    outputs = predict(network, encoded["valid"], contents.signature)
-    contents = calibrated(contents, config.scope, valid, outputs, recorder)
+    contents = settled(drafted, config.scope, examples, is_label_NC, valid, encoded["valid"], recorder)
     return FittedNetwork(replace(drafted, contents=contents), facts | calibration_facts(contents))
+
+
+def settled(
+    drafted: Draft,
+    scope: ScopeConfig | None,
+    examples: Sequence[Encoded],
+    is_label_NC: NDArray[np.bool_],
+    valid: IntentRows,
+    encoded_valid: Sequence[Encoded],
+    recorder: Recorder,
+) -> Contents:
+    """Contents of a trained IntentNetwork with what its answers to `valid` settle: temperature, and scope if asked.
+
+    examples [N], is_label_NC: what the class means are of, where the decision on scope measures distances from them.
+    """
+    network, contents = drafted.network, drafted.contents
+    if not isinstance(network, IntentNetwork):
+        raise TypeError(f"an intent network is settled, got {type(network).__name__}")
+    if scope is not None and "distance" in scope.scores:
+        is_inside_C = np.array([label != OOS_LABEL for label in contents.labels or ()])
+        means_CH = class_means(network, examples, is_label_NC, contents.signature)
+        network.measure_from(means_CH[torch.from_numpy(is_inside_C)])
+        contents = contents.model_copy(update={"signature": _with_distance(contents.signature)})
+    outputs = predict(network, encoded_valid, contents.signature)
+    return calibrated(contents, scope, valid, outputs, recorder)
 
 
 def fit_tagging(
@@ -272,12 +292,12 @@ def _labels_of(readings: Sequence[Reading]) -> list[str]:
     return [reading.intent.label if reading.intent is not None else "" for reading in readings]
 
 
-def _answers_of(readings: Sequence[Reading]) -> list[str]:
+def answered_labels(readings: Sequence[Reading]) -> list[str]:
     """Give what every reading's intent says in one text, as `IntentRows.labels` has it."""
     return [answered_label(reading.intent) for reading in readings if reading.intent is not None]
 
 
-def _indicators(label_sets: Sequence[Sequence[str]], labels: Sequence[str]) -> NDArray[np.bool_]:
+def indicators(label_sets: Sequence[Sequence[str]], labels: Sequence[str]) -> NDArray[np.bool_]:
     """Whether each label [C] is one of the example's [N]."""
     places = {label: place for place, label in enumerate(labels)}
     is_label_NC = np.zeros((len(label_sets), len(labels)), dtype=np.bool_)
@@ -286,7 +306,7 @@ def _indicators(label_sets: Sequence[Sequence[str]], labels: Sequence[str]) -> N
     return is_label_NC
 
 
-def _class_means(
+def class_means(
     network: TransformerNetwork, examples: Sequence[Encoded], is_label_NC: NDArray[np.bool_], signature: Signature
 ) -> torch.Tensor:
     """Mean of the unit vectors of each class's examples, of length 1 again: [C, H]."""

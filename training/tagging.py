@@ -8,7 +8,7 @@ from pathlib import Path
 
 from models.errors import ConfigError, DataError
 from models.tagging import OUTSIDE
-from training.config import TaggingTransformerConfig
+from training.config import TaggingStudentConfig, TaggingTransformerConfig
 from training.data.conll import read_tagging_conll
 from training.data.files import read_file as read_one
 from training.data.files import read_splits
@@ -20,6 +20,8 @@ from training.fit import Checkpoint, Fitted, Recorder
 
 READERS = {".jsonl": read_tagging_jsonl, ".conll": read_tagging_conll}
 
+TaggingConfig = TaggingTransformerConfig | TaggingStudentConfig
+
 
 @dataclass(frozen=True)
 class TaggingSplits(Splits[TaggingRows]):
@@ -29,10 +31,10 @@ class TaggingSplits(Splits[TaggingRows]):
 
     def sources(self) -> Mapping[str, Read]:
         """The splits, and the terms where there are some."""
-        return self.named() if self.terms is None else {**self.named(), "gazetteer": self.terms}
+        return super().sources() if self.terms is None else {**super().sources(), "gazetteer": self.terms}
 
 
-def read(data_dir: Path, config: TaggingTransformerConfig) -> TaggingSplits:
+def read(data_dir: Path, config: TaggingConfig) -> TaggingSplits:
     """Read train, valid, test and terms; a part of train is held out as valid where there is no such file.
 
     DataError for bad rows, where some files have labels and others have none, and where train has nothing to learn: one
@@ -56,20 +58,24 @@ def read(data_dir: Path, config: TaggingTransformerConfig) -> TaggingSplits:
     if splits.train.labels is not None:
         known_labels(splits.train.labels, splits.train.file)
     notes = (*splits.notes, *_unknown_notes(splits))
-    return TaggingSplits(splits.train, splits.valid, splits.test, notes, _terms(data_dir, config.model.gazetteer))
+    # A student is told of the terms that its teacher knows.
+    terms = None if isinstance(config, TaggingStudentConfig) else _terms(data_dir, config.model.gazetteer)
+    return TaggingSplits(splits.train, splits.valid, splits.test, notes, terms=terms)
 
 
-def read_file(path: Path, config: TaggingTransformerConfig) -> TaggingRows:
+def read_file(path: Path, config: TaggingConfig) -> TaggingRows:
     """Read one labelled file; DataError for bad rows or an ending that is not one of READERS."""
     del config
     return read_one(path, READERS)
 
 
-def fit(
-    config: TaggingTransformerConfig, splits: Splits[TaggingRows], recorder: Recorder, checkpoint: Checkpoint
-) -> Fitted:
-    """Fine-tune an encoder with a tag head, and an intent head where rows have labels."""
+def fit(config: TaggingConfig, splits: Splits[TaggingRows], recorder: Recorder, checkpoint: Checkpoint) -> Fitted:
+    """Fit the model that `config.model.kind` names, with an intent head where rows have labels."""
     # PyTorch takes seconds to import; whoever only reads rows does not need it.
+    if isinstance(config, TaggingStudentConfig):
+        from training import distil
+
+        return distil.fit(config, splits, recorder, checkpoint)
     from training.network import fit_tagging
 
     terms = splits.terms if isinstance(splits, TaggingSplits) else None

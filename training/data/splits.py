@@ -44,13 +44,29 @@ R = TypeVar("R", bound=Rows)
 
 
 @dataclass(frozen=True)
+class UnlabelledTexts:
+    """Texts [N] and nothing else."""
+
+    texts: tuple[str, ...]
+    file: str = ""
+    sha256: str = ""
+
+    def __len__(self) -> int:
+        return len(self.texts)
+
+
+@dataclass(frozen=True)
 class Splits(Generic[R]):
-    """A data directory: `test` is None where it has no such file; `notes` says what a reader counted or held out."""
+    """A data directory: `test` is None where it has no such file; `notes` says what a reader counted or held out.
+
+    unlabelled: texts for a teacher to label, where a configuration names such a file.
+    """
 
     train: R
     valid: R
     test: R | None
     notes: tuple[str, ...] = ()
+    unlabelled: UnlabelledTexts | None = None
 
     def named(self) -> dict[str, R]:
         """Split name -> rows, for the splits that exist."""
@@ -62,7 +78,7 @@ class Splits(Generic[R]):
 
     def sources(self) -> Mapping[str, Read]:
         """All that was read, by what it is for: the splits, and whatever a family reads besides."""
-        return self.named()
+        return self.named() if self.unlabelled is None else {**self.named(), "unlabelled": self.unlabelled}
 
 
 @dataclass(frozen=True)
