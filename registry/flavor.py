@@ -70,7 +70,7 @@ def signature(bundle: Bundle) -> ModelSignature:
     from mlflow.types import Schema
 
     if bundle.manifest.family == "ranking":
-        pairs = bundle.manifest.pair_features is not None
+        pairs = bundle.manifest.reads_texts
         ids = [_column_spec(name, "any", required=False) for name in ("query_id", "id")]
         texts = [_column_spec(name, "string", required=pairs) for name in ("query", "text")]
         features = [_column_spec(name, "any", required=False) for name in _sent_features(bundle)]

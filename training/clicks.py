@@ -19,7 +19,7 @@ import xgboost
 from numpy.typing import NDArray
 
 from models.errors import ConfigError, DataError
-from training.config import RankingTraining
+from training.config import ClicksTraining, RankingTraining
 from training.data.lists import matrix
 from training.data.splits import Impressions, RankingRows, Splits
 
@@ -39,7 +39,7 @@ _EM_TOLERANCE = 1e-4
 _EM_TREES = 10
 
 
-def judged_by_clicks(splits: Splits[RankingRows], training: RankingTraining) -> Splits[RankingRows]:
+def judged_by_clicks(splits: Splits[RankingRows], training: ClicksTraining) -> Splits[RankingRows]:
     """Give the splits with labels from clicks where a file is a click log, and notes of how they came about.
 
     Propensities come from train, or from the first split that is a log, and hold for the others too. ConfigError where
@@ -63,7 +63,7 @@ def judged_by_clicks(splits: Splits[RankingRows], training: RankingTraining) -> 
     return Splits(named["train"], named["valid"], named.get("test"), tuple(notes))
 
 
-def propensities(rows: RankingRows, training: RankingTraining) -> Floats:
+def propensities(rows: RankingRows, training: ClicksTraining) -> Floats:
     """The chances [K] that positions are looked at, as `debias` and `propensity` want them; 1 for position 1."""
     counts = _counts(rows)
     if training.debias == "none":
@@ -73,7 +73,8 @@ def propensities(rows: RankingRows, training: RankingTraining) -> Floats:
     if training.propensity == "intervention":
         return by_intervention(counts)
     features_PF = matrix(rows, rows.feature_names) if rows.feature_names else None
-    return by_em(counts, features_PF, training.seed, training.n_threads)
+    n_threads = training.n_threads if isinstance(training, RankingTraining) else 0
+    return by_em(counts, features_PF, training.seed, n_threads)
 
 
 def labelled(rows: RankingRows, propensities_K: Floats) -> RankingRows:
@@ -262,7 +263,7 @@ def _counts(rows: RankingRows) -> Counts:
     return Counts.of(rows.clicks, [len(labels_D) for labels_D in rows.labels])
 
 
-def _note(rows: RankingRows, training: RankingTraining) -> str:
+def _note(rows: RankingRows, training: ClicksTraining) -> str:
     counts = _counts(rows)
     how = {
         "none": "taken as they are, with the bias of their positions",

@@ -33,10 +33,20 @@ class Proof:
     """A draft's files against the model they came from: parity, INT8 within its budget, quality, size, speed."""
 
     def __init__(
-        self, directory: Path, contents: Contents, config: TrainConfig, splits: Splits[Any], recorder: Recorder
+        self,
+        directory: Path,
+        contents: Contents,
+        config: TrainConfig,
+        splits: Splits[Any],
+        recorder: Recorder,
+        *,
+        model: Model | None = None,
+        is_timed: bool = True,
     ) -> None:
+        """model: what `open_model` gives for these files, where it is open already. is_timed: measure latency."""
         self._contents = contents
-        self._model: Model = open_model(directory, contents)
+        self._model: Model = model or open_model(directory, contents)
+        self._is_timed = is_timed
         self._directory = directory
         self._config = config
         self._splits = splits
@@ -163,7 +173,9 @@ class Proof:
                 self._session(name, 1).run,
                 list(self._rows.values())[-1],
                 seed=self._config.training.seed,
-            ),
+            )
+            if self._is_timed
+            else {},
             size_bytes=(self._directory / VARIANTS[name]).stat().st_size,
         )
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from models.errors import DataError
 from models.features import PairFeaturizer
 from training.clicks import judged_by_clicks, labelled, propensities
-from training.config import RankingConfig, RankingPairsConfig
+from training.config import RankingConfig, RankingCrossEncoderConfig, RankingListwiseConfig, RankingPairsConfig
 from training.data.clicks import is_click_log, read_clicks_jsonl, read_clicks_parquet
 from training.data.files import read_file as read_one
 from training.data.files import read_splits
@@ -28,11 +28,13 @@ READERS: Mapping[str, Callable[[Path], RankingRows]] = {
     ".jsonl": lambda path: read_clicks_jsonl(path) if is_click_log(path) else read_pairs_jsonl(path),
 }
 
-AnyRankingConfig = RankingConfig | RankingPairsConfig
+AnyRankingConfig = RankingConfig | RankingPairsConfig | RankingListwiseConfig | RankingCrossEncoderConfig
 
 FITS: Mapping[type[AnyRankingConfig], str] = {
     RankingConfig: "training.boosting",
     RankingPairsConfig: "training.boosting",
+    RankingListwiseConfig: "training.listwise",
+    RankingCrossEncoderConfig: "training.cross_encoder",
 }
 """The module whose `fit` trains what a configuration asks for; imported on use, as each brings its library."""
 
@@ -58,7 +60,10 @@ def read(data_dir: Path, config: AnyRankingConfig) -> Splits[RankingRows]:
     notes = [*splits.notes]
     named = {}
     for name, rows in splits.named().items():
-        named[name], found = _aligned(rows, splits.train)
+        if isinstance(config, RankingCrossEncoderConfig):
+            named[name], found = _texts_alone(rows)
+        else:
+            named[name], found = _aligned(rows, splits.train)
         _check(named[name], config)
         notes += [*found, *_counted(rows)]
     if not any(len(set(labels_D.tolist())) > 1 for labels_D in named["train"].labels):
@@ -73,6 +78,8 @@ def read_file(path: Path, config: AnyRankingConfig) -> RankingRows:
     rows = read_one(path, READERS)
     if rows.clicks is not None:
         rows = labelled(rows, propensities(rows, config.training))
+    if isinstance(config, RankingCrossEncoderConfig):
+        rows, _ = _texts_alone(rows)
     _check(rows, config)
     return rows
 
@@ -96,6 +103,13 @@ def _aligned(rows: RankingRows, train: RankingRows) -> tuple[RankingRows, list[s
     return with_features(rows, train.feature_names) if unknown else rows, notes
 
 
+def _texts_alone(rows: RankingRows) -> tuple[RankingRows, list[str]]:
+    if not rows.feature_names:
+        return rows, []
+    note = f"a cross-encoder reads texts alone: the features of {rows.file} ({some(rows.feature_names)}) are left out"
+    return with_features(rows, ()), [note]
+
+
 def _counted(rows: RankingRows) -> list[str]:
     notes = []
     n_empty = sum(not labels_D.any() for labels_D in rows.labels)
@@ -113,15 +127,20 @@ def _check(rows: RankingRows, config: AnyRankingConfig) -> None:
             f"a query must have at least two documents to be ordered, {len(lone)} of the {len(rows)} queries of "
             f"{rows.file} have one ({some(lone)}); remove them"
         )
-    if isinstance(config, RankingPairsConfig):
+    kind = config.model.kind
+    if isinstance(config, RankingPairsConfig | RankingCrossEncoderConfig):
         if any(request.texts is None for request in rows.lists):
-            raise DataError(f"{rows.file} must have query and title for `model.kind: pairs`; use kind xgboost without")
-        if clash := [name for name in rows.feature_names if name in PairFeaturizer.names]:
             raise DataError(
-                f"the features {some(clash)} are computed from the texts, {rows.file} has them too; rename them"
+                f"{rows.file} must have query and title for `model.kind: {kind}`; use kind xgboost or listwise without"
             )
     elif not rows.feature_names:
         raise DataError(
-            f"{rows.file} must have numeric features for `model.kind: xgboost`, it has none; "
-            "use kind pairs for query and title"
+            f"{rows.file} must have numeric features for `model.kind: {kind}`, it has none; "
+            "use kind pairs or cross_encoder for query and title"
+        )
+    if isinstance(config, RankingPairsConfig) and (
+        clash := [name for name in rows.feature_names if name in PairFeaturizer.names]
+    ):
+        raise DataError(
+            f"the features {some(clash)} are computed from the texts, {rows.file} has them too; rename them"
         )

@@ -40,7 +40,8 @@ def slices(
         if isinstance(rows, TaggingRows):
             masks |= _by_name("type", ({span.type for span in spans(tags)} for tags in rows.tags), len(rows))
         if rows.labels is not None:
-            masks |= _by_name("class", ({label} for label in rows.labels), len(rows))
+            sets = rows.sets() if isinstance(rows, IntentRows) else [(label,) for label in rows.labels]
+            masks |= _by_name("class", map(set, sets), len(rows))
             masks |= _by_frequency(rows.labels, train_counts or {})
     return {name: mask for name, mask in masks.items() if mask.any() and not mask.all()}
 

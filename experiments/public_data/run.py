@@ -1,109 +1,128 @@
 """Train every shipped configuration on public data, from the command line, and keep what the test split says.
 
-python experiments/public_data/run.py --data DIR [STUDY]...   trains, writes results/STUDY.json
-python experiments/public_data/run.py --table                 prints the table of what is in results/
+python -m experiments.public_data.run --data DIR [STUDY]...   trains, writes results/STUDY.json
 """
 
 from __future__ import annotations
 
 import argparse
+import gzip
 import json
-import os
-import platform
+import random
 import subprocess
 import sys
-from datetime import UTC, datetime
-from importlib import metadata
+import tempfile
+from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from experiments.report import Row, mean_interval, save
+
 HERE = Path(__file__).parent
-RESULTS = HERE / "results"
-PACKAGES = ("rankyard", "torch", "transformers", "scikit-learn", "xgboost", "onnxruntime")
-SHOWN = {
-    "intent": ("accuracy_in_scope", "accuracy", "oos_recall"),
-    "tagging": ("intent_accuracy", "span_f1", "exact_match"),
-    "ranking": ("ndcg@10", "ndcg@10_empty_zero"),
-}
 
 
 def main() -> None:
-    """Run the studies that are named, or print the table."""
+    """Run the studies that are named, or all."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("studies", nargs="*", metavar="STUDY")
-    parser.add_argument("--data", type=Path, help="holds the folders that config.yaml names")
+    parser.add_argument("--data", type=Path, required=True, help="holds the folders that config.yaml names")
     parser.add_argument("--workspace", type=Path, default=Path(".rankyard-public-data"))
-    parser.add_argument("--table", action="store_true")
     options = parser.parse_args()
-    config = yaml.safe_load((HERE / "config.yaml").read_text())
-    if options.table:
-        print(table(config["studies"]))
-        return
-    if options.data is None:
-        parser.error("--data DIR must be given")
-    for name in options.studies or config["studies"]:
-        study = config["studies"][name]
-        result = run(name, study, config["seed"], options.data, options.workspace)
-        (RESULTS / f"{name}.json").write_text(json.dumps(result, indent=2) + "\n")
-        print(json.dumps({"study": name, **result["test"], "seconds": result["seconds"]}))
+    studies = yaml.safe_load((HERE / "config.yaml").read_text())
+    for name in options.studies or studies:
+        study = studies[name]
+        runs = [
+            train(name, study, seed, options.data / folder, options.workspace)
+            for folder in study["data"]
+            for seed in study["seeds"]
+        ]
+        rows = [row(name, study, metric, facts or {}, runs) for metric, facts in study["metrics"].items()]
+        save(
+            HERE / "results" / f"{name}.json",
+            rows,
+            f"python -m experiments.public_data.run --data DIR {name}",
+            runs=runs,
+        )
+        for one in rows:
+            print(f"{one.data} {one.metric} {one.value:.4f} [{one.low:.4f}, {one.high:.4f}] target {one.target}")
 
 
-def run(name: str, study: dict[str, Any], seed: int, data: Path, workspace: Path) -> dict[str, Any]:
-    """Train once; gives the test split's figures with their intervals, and what they were measured with."""
-    command = ["train", study["task"], "--config", study["config"], "--data", str(data / study["data"])]
-    command += ["--name", name, "--set", f"training.seed={seed}"]
-    rankyard = [sys.executable, "-m", "rankyard"]
-    done = subprocess.run(
-        [*rankyard, *command, "--workspace", str(workspace), "--json"], check=True, stdout=subprocess.PIPE, text=True
-    )
+def train(name: str, study: dict[str, Any], seed: int, data: Path, workspace: Path) -> dict[str, Any]:
+    """Train once; gives the figures of the test split with their intervals."""
+    with tempfile.TemporaryDirectory() as directory:
+        if "per_label" in study:
+            data = few(data, Path(directory), study["per_label"], seed)
+        command = ["train", study["task"], "--config", study["configuration"], "--data", str(data), "--name", name]
+        command += ["--set", f"training.seed={seed}"]
+        for override in study.get("set", []):
+            command += ["--set", override]
+        done = subprocess.run(
+            [sys.executable, "-m", "rankyard", *command, "--workspace", str(workspace), "--json"],
+            check=True,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
     answer = json.loads(done.stdout)
     report = json.loads((Path(answer["bundle"]) / "evaluation.json").read_text())
     served = report["variants"][report["served_variant"]]
     return {
-        "date": datetime.now(UTC).date().isoformat(),
-        "commit": subprocess.run(
-            ["git", "rev-parse", "--short", "HEAD"], check=True, stdout=subprocess.PIPE, text=True, cwd=HERE
-        ).stdout.strip(),
-        "command": "rankyard "
-        + " ".join(part if part != str(data / study["data"]) else study["data"] for part in command),
+        "data": data.name,
         "seed": seed,
         "seconds": answer["seconds"],
         "served_variant": report["served_variant"],
         "size_bytes": served["size_bytes"],
-        "n": served["quality"]["test"]["n"],
+        "valid": served["quality"]["valid"]["metrics"],
         "test": served["quality"]["test"]["metrics"],
         "intervals": served["quality"]["test"]["intervals"],
         "float32_test": report["variants"]["float32"]["quality"]["test"]["metrics"],
         "latency": served["latency"],
-        "targets": study.get("targets", {}),
-        "hardware": f"{os.cpu_count()} cores, {platform.machine()}",
-        "versions": {package: metadata.version(package) for package in PACKAGES},
     }
 
 
-def table(studies: dict[str, Any]) -> str:
-    """Markdown: a row a study that has a result."""
-    rows = [
-        "| data | configuration | test split, 95 % interval | served as | seed | seconds |",
-        "|---|---|---|---|---|---|",
+def few(data: Path, directory: Path, per_label: int, seed: int) -> Path:
+    """Write a data directory whose train file holds `per_label` rows of every label, chosen by `seed`."""
+    by_label: defaultdict[str, list[str]] = defaultdict(list)
+    for line in (data / "train.jsonl").read_text().splitlines():
+        by_label[json.loads(line)["label"]].append(line)
+    chooser = random.Random(seed)
+    chosen = [line for label in sorted(by_label) for line in chooser.sample(by_label[label], per_label)]
+    (directory / "train.jsonl").write_text("\n".join(chosen) + "\n")
+    for split in ("valid", "test"):
+        with gzip.open(directory / f"{split}.jsonl.gz", "wb") as file:
+            file.write((data / f"{split}.jsonl").read_bytes())
+    return directory
+
+
+def row(name: str, study: dict[str, Any], metric: str, facts: dict[str, Any], runs: list[dict[str, Any]]) -> Row:
+    """Join the runs: the mean over folds of the mean over seeds, with its interval."""
+    by_fold: defaultdict[str, list[dict[str, Any]]] = defaultdict(list)
+    for run in runs:
+        by_fold[run["data"] if "per_label" not in study else name].append(run)
+    folds = [
+        mean_interval(
+            [run["test"][metric] for run in its], [run["intervals"][metric] for run in its], independent=False
+        )
+        for its in by_fold.values()
     ]
-    for name, study in studies.items():
-        path = RESULTS / f"{name}.json"
-        if not path.exists():
-            continue
-        result = json.loads(path.read_text())
-        figures = ", ".join(
-            f"{metric} **{result['test'][metric]:.3f}** [{low:.3f}, {high:.3f}]"
-            for metric in SHOWN[study["task"]]
-            for low, high in [result["intervals"][metric]]
-        )
-        size = f"{result['served_variant']}, {result['size_bytes'] / 1e6:.1f} MB"
-        rows.append(
-            f"| {name} | `{study['config']}` | {figures} | {size} | {result['seed']} | {result['seconds']:.0f} |"
-        )
-    return "\n".join(rows)
+    value, low, high = mean_interval(
+        [mean for mean, _, _ in folds], [(low, high) for _, low, high in folds], independent=True
+    )
+    return Row(
+        data=name,
+        configuration=study["configuration"],
+        metric=metric,
+        value=value,
+        low=low,
+        high=high,
+        seeds=study["seeds"],
+        seconds=sum(run["seconds"] for run in runs) / len(runs),
+        served_as=f"{runs[0]['served_variant']}, {max(run['size_bytes'] for run in runs) / 1e6:.1f} MB",
+        target=facts.get("target"),
+        at_most=facts.get("at_most", False),
+        published=facts.get("published", ""),
+    )
 
 
 if __name__ == "__main__":

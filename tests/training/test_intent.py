@@ -15,7 +15,11 @@ from training.config import IntentLinearConfig, IntentTransformerConfig, parse
 from training.fit import Checkpoint
 from training.terminal import Terminal
 
-SHIPPED = {"intent_linear": IntentLinearConfig, "intent_transformer": IntentTransformerConfig}
+SHIPPED = {
+    "intent_linear": IntentLinearConfig,
+    "intent_transformer": IntentTransformerConfig,
+    "intent_few_shot": IntentTransformerConfig,
+}
 
 
 def rows(*labels: str, text: str = "red shoes") -> str:

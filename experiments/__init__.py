@@ -1,0 +1,1 @@
+"""Studies and benchmarks, each with its results; imported by nothing else."""

@@ -1,0 +1,1 @@
+"""Every shipped configuration on public data."""
