@@ -32,9 +32,11 @@ _HIGHEST_GAIN = 15.0
 """Gain of the documents clicked most, that of grade 4: labels of clicks and of judges are of one size."""
 _HIGHEST_QUANTILE = 0.99
 
-_EM_STEPS = 40
-_EM_TOLERANCE = 1e-3
-_EM_TREES = 20
+_BEND_CLICKS = 100.0
+
+_EM_STEPS = 100
+_EM_TOLERANCE = 1e-4
+_EM_TREES = 10
 
 
 def judged_by_clicks(splits: Splits[RankingRows], training: ClicksTraining) -> Splits[RankingRows]:
@@ -84,7 +86,7 @@ def labelled(rows: RankingRows, propensities_K: Floats) -> RankingRows:
     # What stands below the positions that are known is looked at as often as the last of them.
     last = np.full(max(counts.n_positions - len(propensities_K), 0), propensities_K[-1])
     relevance_P = relevance(counts, np.concatenate([propensities_K, last]))
-    clicked = relevance_P[relevance_P > 0]
+    clicked = relevance_P[counts.by_pair(counts.clicked) > 0]
     if not len(clicked):
         raise DataError(f"{rows.file} must have clicks to learn from, none of its rows was clicked")
     gains_P = np.minimum(relevance_P / np.quantile(clicked, _HIGHEST_QUANTILE), 1) * _HIGHEST_GAIN
@@ -137,11 +139,13 @@ class Counts:
 def relevance(counts: Counts, propensities_K: Floats) -> Floats:
     """The chance r [P] of a click once looked at: clicks over the looks that the propensities expect.
 
-    r_qd = sum of clicks / sum over impressions of p_k. With the same propensities this has less variance than the
-    inverse-propensity estimate, sum of clicks / p_k over impressions (Joachims et al. 2017, eq. 4), and the same limit.
+    r_qd = (sum of clicks + m) / (sum over impressions of p_k + 1), m the mean of r: as if each pair had been looked at
+    once more, with a mean answer. With the same propensities this varies less than the inverse-propensity estimate,
+    sum of clicks / p_k over impressions (Joachims et al. 2017, eq. 4), and has the same limit.
     """
-    seen_K = np.maximum(propensities_K, _LEAST_PROPENSITY)
-    return counts.by_pair(counts.clicked) / np.maximum(counts.by_pair(counts.shown * seen_K[counts.positions]), 1e-12)
+    looks_M = counts.shown * np.maximum(propensities_K, _LEAST_PROPENSITY)[counts.positions]
+    mean = counts.clicked.sum() / looks_M.sum()
+    return np.asarray((counts.by_pair(counts.clicked) + mean) / (counts.by_pair(looks_M) + 1))
 
 
 def by_intervention(counts: Counts) -> Floats:
@@ -153,8 +157,9 @@ def by_intervention(counts: Counts) -> Floats:
 
     (swaps: Joachims et al. 2017, section 5.3; random pairs: Wang et al., WSDM 2018, RandPair; pairs harvested from any
     log: Agarwal et al., WSDM 2019, eq. 6). The logarithms of all these quotients are solved for log p by least squares,
-    each weighed by the clicks behind it, 1 / (1 / clicks at i + 1 / clicks at j), which is its inverse variance.
-    DataError where no pair was clicked both at position 1 and elsewhere.
+    each weighed by the clicks behind it, 1 / (1 / clicks at i + 1 / clicks at j), which is its inverse variance. Where
+    clicks are few, deep down, the curve goes on straight in log k: each bend of it weighs as 100 clicks against it.
+    DataError where nothing was clicked at two positions.
     """
     rates_PK = np.zeros((counts.n_pairs, counts.n_positions))
     rates_PK[counts.pairs, counts.positions] = counts.clicked / counts.shown
@@ -173,21 +178,26 @@ def by_intervention(counts: Counts) -> Floats:
                 rows.append(row_K)
                 targets.append(np.log(clicks_i / clicks_j))
                 weights.append(1 / (1 / clicks_i + 1 / clicks_j))
-    known_K = _connected(rows, counts.n_positions)
-    if known_K.sum() < min(2, counts.n_positions):
+    if not rows:
         raise DataError(
-            "training.propensity intervention needs documents that were clicked at several positions, none was clicked "
-            "both at position 1 and at another; use em, or log random swaps"
+            "training.propensity intervention needs documents that were clicked at several positions, none was; "
+            "use em, or log random swaps"
         )
-    # Rows between positions that are both unknown are all zero now, and say nothing.
-    design_RK = np.array(rows)[:, np.flatnonzero(known_K)[1:]]
-    root_R = np.sqrt(np.array(weights)) * design_RK.any(axis=1)
-    logs_K, *_ = np.linalg.lstsq(design_RK * root_R[:, None], np.array(targets) * root_R, rcond=None)
-    # A position that shares no clicked pair with the others is taken for the one above it.
-    places = np.maximum.accumulate(np.where(known_K, np.arange(counts.n_positions), 0))
-    estimates_K = np.ones(counts.n_positions)
-    estimates_K[known_K] = np.exp(np.concatenate([[0.0], logs_K]))
-    return estimates_K[places]
+    bends_RK = _bends(counts.n_positions)
+    root_R = np.sqrt(np.array([*weights, *[_BEND_CLICKS] * len(bends_RK)]))
+    design_RK = np.concatenate([np.array(rows), bends_RK])[:, 1:] * root_R[:, None]
+    logs_K, *_ = np.linalg.lstsq(design_RK, np.array([*targets, *[0.0] * len(bends_RK)]) * root_R, rcond=None)
+    return np.asarray(np.exp(np.concatenate([[0.0], logs_K])))
+
+
+def _bends(n_positions: int) -> Floats:
+    """Rows [K - 2, K] that are 0 where log p is a straight line in log k, as a power law is: log p_k less the line."""
+    bends_RK = np.zeros((max(n_positions - 2, 0), n_positions))
+    x_K = np.log(np.arange(1, n_positions + 1))
+    for row_K, k in zip(bends_RK, range(1, n_positions - 1), strict=True):
+        part = (x_K[k] - x_K[k - 1]) / (x_K[k + 1] - x_K[k - 1])
+        row_K[[k - 1, k, k + 1]] = part - 1, 1, -part
+    return bends_RK
 
 
 def by_em(counts: Counts, features_PF: NDArray[np.float32] | None, seed: int, n_threads: int) -> Floats:
@@ -200,7 +210,7 @@ def by_em(counts: Counts, features_PF: NDArray[np.float32] | None, seed: int, n_
 
     Maximization: p_k is the mean of the first over the impressions at k; r_qd is fitted by boosted trees to the mean
     of the second over those of the pair (there: to samples of it), or is that mean where there are no features. Ends
-    when no propensity moves by 0.001 any more, or after 40 steps.
+    when no propensity moves by 0.0001 any more, or after 100 steps.
     """
     shown_P = counts.by_pair(counts.shown)
     shown_K = np.maximum(counts.by_position(counts.shown), 1e-12)
@@ -233,8 +243,8 @@ class _Regression:
         )
         self._parameters = {
             "objective": "binary:logistic",
-            "max_depth": 5,
-            "learning_rate": 0.3,
+            "max_depth": 4,
+            "learning_rate": 0.5,
             "base_score": 0.5,
             "seed": seed,
             "nthread": n_threads,
@@ -245,19 +255,6 @@ class _Regression:
         self._matrix.set_label(np.clip(chances_P, 0, 1))
         booster = xgboost.train(self._parameters, self._matrix, _EM_TREES)
         return np.asarray(booster.predict(self._matrix), dtype=np.float64)
-
-
-def _connected(rows: Sequence[Floats], n_positions: int) -> NDArray[np.bool_]:
-    """Which positions [K] are linked to the first one by pairs of positions."""
-    known_K = np.zeros(n_positions, dtype=np.bool_)
-    known_K[0] = True
-    edges = [np.flatnonzero(row_K) for row_K in rows]
-    n_before = 0
-    while known_K.sum() > n_before:
-        n_before = int(known_K.sum())
-        for edge in edges:
-            known_K[edge] |= known_K[edge].any()
-    return known_K
 
 
 def _counts(rows: RankingRows) -> Counts:

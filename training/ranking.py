@@ -19,6 +19,7 @@ from training.data.parquet import read_parquet
 from training.data.splits import RankingRows, Splits
 from training.data.svmrank import read_svmrank
 from training.fit import Checkpoint, Fitted, Recorder
+from training.slices import query_keys
 
 READERS: Mapping[str, Callable[[Path], RankingRows]] = {
     ".txt": read_svmrank,
@@ -52,10 +53,7 @@ def read(data_dir: Path, config: AnyRankingConfig) -> Splits[RankingRows]:
         data_dir,
         READERS,
         seed=config.training.seed,
-        groups=lambda rows: [
-            " ".join(one.text.casefold().split()) or query_id
-            for query_id, one in zip(rows.query_ids, rows.lists, strict=True)
-        ],
+        groups=query_keys,
         every=_HELD_OUT_EVERY,
     )
     splits = judged_by_clicks(splits, config.training)

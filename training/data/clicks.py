@@ -75,7 +75,7 @@ def read_clicks_jsonl(path: Path) -> RankingRows:
         np.array([row["clicked"] for row in rows], dtype=np.float64),
         lines,
         [row["query"] for row in rows] if has["query"] else None,
-        [row["title"] for row in rows] if has["title"] else None,
+        [row["title"] for row in rows] if has["query"] else None,
         [str(row[SESSION]) for row in rows] if has[SESSION] else None,
     )
     names = tuple(dict.fromkeys(name for row in rows for name in row.get("features") or ()))
