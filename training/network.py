@@ -130,52 +130,53 @@ def fit_intent(
 ) -> FittedNetwork:
     """Fine-tune an encoder with an intent head, stopped early on the accuracy of the valid rows, and calibrate it."""
     check_scope(config.scope, splits)
-    settings, rows, valid = config.training, splits.train, splits.valid
-    labels = known_labels(rows.each_label(), rows.file)
-    drafted = _draft(config.model, settings, labels=labels)
-    if rows.label_sets is not None:
-        several = drafted.contents.model_copy(update={"gives_several_labels": True})
-        drafted = replace(drafted, contents=several)
-    network = IntentNetwork(
-        drafted.network.encoder,
-        n_labels=len(labels),
-        dropout=config.model.dropout,
-        cosine_scale=settings.cosine_scale,
-    )
-    drafted = replace(drafted, network=network)
+    settings, valid = config.training, splits.valid
+    labels = known_labels(splits.train.each_label(), splits.train.file)
+    drafted, network = _intent_draft(config, labels, gives_several=splits.train.label_sets is not None)
     model = IntentModel(drafted.contents, drafted.reader)
+    signature = drafted.contents.signature
     encoded = drafted.encode(splits, model.encode)
-    examples, label_sets = list(encoded["train"]), list(rows.sets())
+    examples, label_sets = list(encoded["train"]), list(splits.train.sets())
     if settings.label_names:
         named = [label for label in labels if label != OOS_LABEL]
         examples += [model.encode(label.replace("_", " ")) for label in named]
         label_sets += [(label,) for label in named]
     is_label_NC = _indicators(label_sets, labels)
-    signature = drafted.contents.signature
     if settings.cosine_scale is not None:
         network.start_from(_class_means(network, examples, is_label_NC, signature))
-    if rows.label_sets is not None:
-        loss = labels_loss(is_label_NC.astype(np.float32), label_smoothing=settings.label_smoothing)
-    else:
-        loss = intent_loss(is_label_NC.argmax(axis=1), label_smoothing=settings.label_smoothing)
 
     def score(outputs: list[Arrays]) -> Score:
-        readings = [
-            model.decode(text, one, answer)
-            for text, one, answer in zip(valid.texts, encoded["valid"], outputs, strict=True)
-        ]
-        ratios = intent_metrics(valid.labels, _answers_of(readings))
+        answered = zip(valid.texts, encoded["valid"], outputs, strict=True)
+        intents = [reading.intent for reading in (model.decode(*one) for one in answered) if reading.intent is not None]
+        ratios = intent_metrics(valid.labels, list(map(answered_label, intents)))
         return Score(ratios["accuracy"].value, {f"valid_{name}": ratio.value for name, ratio in ratios.items()})
 
+    if drafted.contents.gives_several_labels:
+        loss = labels_loss(is_label_NC, label_smoothing=settings.label_smoothing)
+    else:
+        loss = intent_loss(is_label_NC.argmax(axis=1), label_smoothing=settings.label_smoothing)
     facts = train(network, signature, examples, loss, encoded["valid"], score, settings, recorder, checkpoint)
-    contents = drafted.contents
     if config.scope is not None and "distance" in config.scope.scores:
-        is_inside_C = np.array([label != OOS_LABEL for label in labels])
-        network.measure_from(_class_means(network, examples, is_label_NC, signature)[torch.from_numpy(is_inside_C)])
-        contents = contents.model_copy(update={"signature": _with_distance(signature)})
-    outputs = predict(network, encoded["valid"], contents.signature)
-    contents = calibrated(contents, config.scope, valid, outputs, recorder)
+        means_CH = _class_means(network, examples, is_label_NC, signature)
+        network.measure_from(means_CH[[label != OOS_LABEL for label in labels]])
+        signature = _with_distance(signature)
+    contents = drafted.contents.model_copy(update={"signature": signature})
+    contents = calibrated(contents, config.scope, valid, predict(network, encoded["valid"], signature), recorder)
     return FittedNetwork(replace(drafted, contents=contents), facts | calibration_facts(contents))
+
+
+def _intent_draft(
+    config: IntentTransformerConfig, labels: Sequence[str], *, gives_several: bool
+) -> tuple[Draft, IntentNetwork]:
+    drafted = _draft(config.model, config.training, labels=labels)
+    network = IntentNetwork(
+        drafted.network.encoder,
+        n_labels=len(labels),
+        dropout=config.model.dropout,
+        cosine_scale=config.training.cosine_scale,
+    )
+    contents = drafted.contents.model_copy(update={"gives_several_labels": gives_several})
+    return replace(drafted, network=network, contents=contents), network
 
 
 def fit_tagging(
@@ -229,11 +230,6 @@ def _label_indices(labels: Sequence[str], known: Sequence[str]) -> NDArray[np.in
 def _labels_of(readings: Sequence[Reading]) -> list[str]:
     """Give the label of every reading; "" where a reading has no intent."""
     return [reading.intent.label if reading.intent is not None else "" for reading in readings]
-
-
-def _answers_of(readings: Sequence[Reading]) -> list[str]:
-    """Give what every reading's intent says in one text, as `IntentRows.labels` has it."""
-    return [answered_label(reading.intent) for reading in readings if reading.intent is not None]
 
 
 def _indicators(label_sets: Sequence[Sequence[str]], labels: Sequence[str]) -> NDArray[np.bool_]:
