@@ -295,6 +295,8 @@ def _types(contents: Contents) -> set[str]:
 
 
 def _sent(contents: Contents) -> tuple[str, ...]:
-    """Features that callers send: all but those computed from texts, which come first."""
+    """Features that callers send: all but those computed from texts."""
     features = contents.features or ()
-    return features if contents.pair_features is None else features[PairFeaturizer.n_features :]
+    if contents.pair_features is None:
+        return features
+    return tuple(name for name in features if name not in PairFeaturizer.names)
