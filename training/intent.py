@@ -7,7 +7,7 @@ from pathlib import Path
 
 from models.errors import DataError
 from models.manifest import OOS_LABEL
-from training.config import IntentLinearConfig, IntentTransformerConfig
+from training.config import IntentLinearConfig, IntentStudentConfig, IntentTransformerConfig
 from training.data.csv_file import read_intent_csv
 from training.data.files import read_file as read_one
 from training.data.files import read_splits
@@ -18,7 +18,7 @@ from training.fit import Checkpoint, Fitted, Recorder
 
 READERS = {".jsonl": read_intent_jsonl, ".csv": read_intent_csv}
 
-IntentConfig = IntentLinearConfig | IntentTransformerConfig
+IntentConfig = IntentLinearConfig | IntentTransformerConfig | IntentStudentConfig
 
 
 def read(data_dir: Path, config: IntentConfig) -> Splits[IntentRows]:
@@ -59,7 +59,11 @@ def fit(config: IntentConfig, splits: Splits[IntentRows], recorder: Recorder, ch
         from training import linear
 
         return linear.fit(config, splits, recorder, checkpoint)
-    # PyTorch takes seconds to import, and only this kind of model needs it.
+    # PyTorch takes seconds to import, and only these kinds of model need it.
+    if isinstance(config, IntentStudentConfig):
+        from training import distil
+
+        return distil.fit(config, splits, recorder, checkpoint)
     from training.network import fit_intent
 
     return fit_intent(config, splits, recorder, checkpoint)

@@ -200,6 +200,18 @@ def latency_bars(variants: Mapping[str, Mapping[str, Latency]]) -> Figure:
     return figure
 
 
+def propensity_curve(propensities: Sequence[float]) -> Figure:
+    """How likely each position is looked at, beside 1 / position; both axes are logarithmic."""
+    positions = np.arange(1, len(propensities) + 1)
+    figure, axes = _figure(6, 4)
+    axes.plot(positions, propensities, color=_BLUE, marker="o" if len(positions) <= 30 else None, ms=4, label="found")
+    axes.plot(positions, 1 / positions, "--", color=_GREY, label="1 / position")
+    axes.set(xlabel="position", ylabel="looked at, relative to position 1", xscale="log", yscale="log")
+    axes.grid(alpha=0.3)
+    axes.legend(frameon=False)
+    return figure
+
+
 def _most_confused(errors_CC: NDArray[np.int64]) -> list[int]:
     """At most MAX_CLASSES classes, from the most frequent error down, so that both sides of an error are seen."""
     rows, columns = np.unravel_index(np.argsort(-errors_CC, axis=None, kind="stable"), errors_CC.shape)
