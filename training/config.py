@@ -81,7 +81,7 @@ class ScopeConfig(Config):
     scores: tuple[ScopeScore, ...] = Field(default=("energy",), min_length=1)
     """Of `models.scope`; several are weighed by logistic regression, which needs `oos` rows in valid."""
     aim: AimConfig | None = None
-    """null: the fewest errors over all rows, labels and scope together."""
+    """null: the fewest errors over all rows, labels and scope together; without `oos` rows, that is to refuse none."""
     oos_share: float | None = Field(default=None, gt=0, lt=1)
     """Part of the queries in use that will be out of scope, for confidences and fewest errors; null: as in valid."""
 
