@@ -90,6 +90,13 @@ class PairFeaturizer:
         for text in texts:
             self._text(text)
 
+    def borrow(self, other: PairFeaturizer) -> None:
+        """Take over what another one of the same encoder has computed of texts; the statistics of titles stay apart."""
+        with other._lock:
+            known = dict(other._cache)
+        with self._lock:
+            self._cache.update(known)
+
     def _text(self, text: str) -> _Text:
         with self._lock:
             known = self._cache.get(text)

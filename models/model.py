@@ -26,8 +26,10 @@ def open_model(directory: Path, contents: Contents) -> Model:
         return IntentModel(contents, NgramEncoder(contents.text))
     if contents.text is None:
         raise ValueError(f"a model of the family {contents.family} must have text settings")
-    encoder = SubwordEncoder(directory / TOKENIZER, contents.text.max_tokens)
-    return TaggingModel(contents, encoder) if contents.family == "tagging" else IntentModel(contents, encoder)
+    encoder = SubwordEncoder(directory / TOKENIZER, contents.text.max_tokens, contents.text.max_windows)
+    if contents.family == "tagging":
+        return TaggingModel.open(directory, contents, encoder)
+    return IntentModel(contents, encoder)
 
 
 def _pairs(directory: Path, contents: Contents) -> PairEncoder | None:

@@ -107,6 +107,7 @@ _INTENT = _object(
     confidence=_DOUBLE,
     in_scope={"type": "boolean"},
     alternatives=_array(_object(label=_STRING, confidence=_DOUBLE)),
+    labels=_array(_object(label=_STRING, confidence=_DOUBLE)),
 )
 _ENTITY = _object(type=_STRING, text=_STRING, start=_LONG, end=_LONG, confidence=_DOUBLE)
 

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from models.batch import Encoded, collate
+from models.batch import Arrays, Encoded, collate, split
 from models.manifest import Signature
 
 _CHUNK_BATCHES = 50
@@ -45,6 +45,29 @@ def sorted_batches(encoded: Sequence[Encoded], n_tokens: int) -> Iterator[list[i
         batch.append(index)
     if batch:
         yield batch
+
+
+def answers_of(
+    run: Callable[[Sequence[Encoded]], Arrays],
+    requests: Sequence[Encoded],
+    signature: Signature,
+    n_tokens: int,
+    progress: Callable[[int], None] = lambda _: None,
+) -> list[Arrays]:
+    """What `run` answers to each request, in order, without the padding of the batches that it is asked in.
+
+    progress: is told how many requests are answered.
+    """
+    answers: dict[int, Arrays] = {}
+    for chosen in sorted_batches(requests, n_tokens):
+        batch = [requests[index] for index in chosen]
+        for index, request, answer in zip(chosen, batch, split(run(batch), batch, signature), strict=True):
+            answers[index] = {
+                name: array.copy() if array.ndim < 2 else array[..., : request.length, :].copy()
+                for name, array in answer.items()
+            }
+        progress(len(answers))
+    return [answers[index] for index in range(len(requests))]
 
 
 def tensors(requests: Sequence[Encoded], signature: Signature) -> tuple[Tensor, ...]:

@@ -67,8 +67,9 @@ class CrossEncoderNetwork(TransformerNetwork):
             scores.append(self.answer(states_BTH.float(), mask)["score"])
         return {"score": torch.cat(scores)[order_B.argsort()]}
 
-    def states(self, input_ids: Tensor, attention_mask: Tensor | None) -> Tensor:
+    def states(self, input_ids: Tensor, attention_mask: Tensor | None, gazetteer: Tensor | None = None) -> Tensor:
         """The encoder's last states, and behind them 1 at a token of the title: [B, T, H + 1]."""
+        del gazetteer
         ends_query = (input_ids == self._separator).to(torch.int64)
         is_title_BT = (ends_query.cumsum(1) - ends_query > 0).to(torch.int64)
         arguments = {}
