@@ -347,7 +347,6 @@ class _RankingNetworkTraining(ClicksTraining):
     checkpoint_every_s: PositiveFloat = 60.0
     """Seconds between checkpoints inside an epoch; one is written after every epoch too."""
 
-
     @property
     def loop(self) -> LoopTraining:
         """What the training loop is told; a network without an encoder learns at the head's rate."""
