@@ -347,6 +347,12 @@ class _RankingNetworkTraining(ClicksTraining):
     checkpoint_every_s: PositiveFloat = 60.0
     """Seconds between checkpoints inside an epoch; one is written after every epoch too."""
 
+    @property
+    def loop(self) -> LoopTraining:
+        """What the training loop is told; a network without an encoder learns at the head's rate."""
+        told = self.model_dump(include=set(LoopTraining.model_fields))
+        return LoopTraining(**{"head_learning_rate": self.learning_rate, **told})
+
 
 class ListwiseTraining(_RankingNetworkTraining):
     """AdamW over whole lists, with early stopping on valid NDCG@10; batch_size counts lists."""
