@@ -77,9 +77,10 @@ def n_rows(request: Encoded, signature: Signature) -> int:
 def split(outputs: Arrays, requests: Sequence[Encoded], signature: Signature) -> list[dict[str, NDArray[np.generic]]]:
     """Undo `collate` on a batch's outputs: one mapping a request, in the order given.
 
-    A text in windows gets the mean over them of what is said of the whole text, [rows, C], and one array of what is
-    said of tokens, [windows, length, K].
+    Numbers of documents under `rows`, [batch, longest], are cut to each request's own. A text in windows gets the mean
+    over them of what is said of the whole text, and what is said of tokens, [windows, length, K], as it is.
     """
+    listed = {spec.name for spec in signature.outputs if spec.shape == (-1, -1)}
     answers: list[dict[str, NDArray[np.generic]]] = []
     row = 0
     for request in requests:
@@ -87,9 +88,10 @@ def split(outputs: Arrays, requests: Sequence[Encoded], signature: Signature) ->
         if signature.layout == "concat":
             answers.append({name: array[row:last] for name, array in outputs.items()})
         elif last == row + 1:
-            answers.append({name: array[row] for name, array in outputs.items()})
+            answer = {name: array[row] for name, array in outputs.items()}
+            answers.append(answer | {name: answer[name][: request.length] for name in listed})
         else:
             windows = {name: array[row:last] for name, array in outputs.items()}
-            answers.append({name: array.mean(axis=0) if array.ndim == 2 else array for name, array in windows.items()})
+            answers.append({name: array.mean(axis=0) if array.ndim < 3 else array for name, array in windows.items()})
         row = last
     return answers

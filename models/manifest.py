@@ -65,10 +65,32 @@ class PairFeatures(_Part):
     max_tokens: int
 
 
+class PairText(_Part):
+    """Query and candidate text read together through `tokenizer.json`; only the text is cut, to `max_tokens` in all."""
+
+    max_tokens: int
+
+
 class Calibration(_Part):
-    """How logits become confidences: softmax(logits / temperature)."""
+    """How logits become confidences: softmax(logits / temperature), or sigmoid where a text may have several labels."""
 
     temperature: float = 1.0
+
+
+ScopeScore = Literal["energy", "distance", "oos_class"]
+
+
+class Scope(_Part):
+    """How it is decided whether a text is in scope (`models.scope`): where the weighed scores reach `threshold`.
+
+    weights: of each score. bias: with it the sum is the log-odds of being in scope, where `is_calibrated`; without
+    `oos` rows to learn them from, the weight is 1 and the sum says no more than which text is further in.
+    """
+
+    weights: dict[ScopeScore, float]
+    bias: float = 0.0
+    threshold: float
+    is_calibrated: bool
 
 
 class EncoderOrigin(_Part):
@@ -93,6 +115,9 @@ class Contents(_Part):
     features: columns of the `features` input, in order; the first ones come from `pair_features` where that is set.
     has_transitions: `transitions.npy` holds what the network learned of the order of tags (`models.chain`).
     gazetteer: types of the terms in `gazetteer.json`, in the order of the bits of the input `gazetteer`.
+    propensities: chance that a position is looked at, from position 1 on, by which clicks were weighed in training.
+    scope: the decision on scope; None where only the label `oos`, if the model has it, says that.
+    gives_several_labels: each label is a question of its own, and a text may have any number of them.
     """
 
     family: FamilyName
@@ -104,8 +129,17 @@ class Contents(_Part):
     features: tuple[str, ...] | None = None
     text: TextSettings | None = None
     pair_features: PairFeatures | None = None
+    pair_text: PairText | None = None
     calibration: Calibration = Calibration()
+    scope: Scope | None = None
+    gives_several_labels: bool = False
     encoder: EncoderOrigin | None = None
+    propensities: tuple[float, ...] | None = None
+
+    @property
+    def reads_texts(self) -> bool:
+        """Whether a ranker needs the text of every candidate."""
+        return self.pair_features is not None or self.pair_text is not None
 
 
 class SplitDigest(_Part):

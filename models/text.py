@@ -163,14 +163,10 @@ class SubwordEncoder:
         word_inputs: further inputs, a number a word [W]; each token gets that of its word, a special token 0.
         """
         encoding = self._tokens(text)
-        word_T = _words_of_tokens(encoding, words)
+        word_T, first_pieces = _align(encoding, words)
         arrays = _token_arrays(encoding)
         for name, numbers_W in word_inputs.items():
             arrays[name] = np.append(numbers_W, 0)[word_T]
-        first_pieces = [-1] * len(words)
-        for piece in range(len(word_T) - 1, -1, -1):
-            if word_T[piece] >= 0:
-                first_pieces[word_T[piece]] = piece
         if len(encoding) > self._max_tokens:
             return self._windows(arrays, tuple(words), first_pieces, encoding)
         return Encoded(arrays, words=tuple(words), first_pieces=tuple(first_pieces))
@@ -247,19 +243,23 @@ def _token_arrays(encoding: Encoding) -> dict[str, NDArray[np.int64]]:
     return {"input_ids": input_ids, "attention_mask": np.ones_like(input_ids)}
 
 
-def _words_of_tokens(encoding: Encoding, words: Sequence[Word]) -> list[int]:
-    """For each token the word that it is a piece of, -1 for a special token."""
-    word_T = []
+def _align(encoding: Encoding, words: Sequence[Word]) -> tuple[list[int], list[int]]:
+    """For each token the word that it is a piece of, for each word its first piece; -1 where there is none."""
+    word_T: list[int] = []
+    first_pieces = [-1] * len(words)
     word = 0
-    for start, end in encoding.offsets:
-        if start == end:  # a special token
-            word_T.append(-1)
-            continue
+    for piece, (start, end) in enumerate(encoding.offsets):
         # Byte-level tokenizers count the blank before a word as part of it: a token's last character is decisive.
         while word < len(words) and words[word].end < end:
             word += 1
-        word_T.append(word if word < len(words) and words[word].start < end else -1)
-    return word_T
+        # A special token is empty.
+        if start < end and word < len(words) and words[word].start < end:
+            word_T.append(word)
+            if first_pieces[word] < 0:
+                first_pieces[word] = piece
+        else:
+            word_T.append(-1)
+    return word_T, first_pieces
 
 
 def _begins(first_pieces: Sequence[int], end: int) -> list[int]:

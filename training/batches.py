@@ -32,10 +32,14 @@ def shuffled_batches(encoded: Sequence[Encoded], batch_size: int, seed: tuple[in
 
 
 def sorted_batches(encoded: Sequence[Encoded], n_tokens: int) -> Iterator[list[int]]:
-    """Give indices of all examples, shortest first, in batches of at most `n_tokens` tokens with padding."""
+    """Give indices of all examples, smallest first, in batches of at most `n_tokens` tokens with padding.
+
+    An example's tokens are the cells of its largest array: of a list, documents times tokens or features.
+    """
     batch: list[int] = []
-    for index in sorted(range(len(encoded)), key=lambda index: encoded[index].length):
-        if batch and (len(batch) + 1) * encoded[index].length > n_tokens:
+    sizes = [max(array.size for array in one.arrays.values()) for one in encoded]
+    for index in sorted(range(len(encoded)), key=lambda index: (sizes[index], encoded[index].length)):
+        if batch and (len(batch) + 1) * sizes[index] > n_tokens:
             yield batch
             batch = []
         batch.append(index)
@@ -59,7 +63,7 @@ def answers_of(
         batch = [requests[index] for index in chosen]
         for index, request, answer in zip(chosen, batch, split(run(batch), batch, signature), strict=True):
             answers[index] = {
-                name: array.copy() if array.ndim == 1 else array[..., : request.length, :].copy()
+                name: array.copy() if array.ndim < 2 else array[..., : request.length, :].copy()
                 for name, array in answer.items()
             }
         progress(len(answers))

@@ -5,6 +5,7 @@ Shapes: N documents of all lists, F features, D documents of one list.
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,8 +22,8 @@ from models.features import PairFeaturizer
 from models.manifest import Contents, EncoderOrigin, PairFeatures, Signature, TensorSpec
 from models.ranking import RankingModel
 from registry.bundle import MODEL
-from training.config import PairsModel, RankingConfig, RankingPairsConfig
-from training.data.lists import MAX_LABEL, matrix
+from training.config import PairsModel, RankingConfig, RankingPairsConfig, RankingTraining
+from training.data.lists import MAX_LABEL, matrix, some
 from training.data.splits import RankingRows, Splits
 from training.fit import Checkpoint, Recorder
 from training.trees import export_trees
@@ -30,6 +31,8 @@ from training.trees import export_trees
 BoostingConfig = RankingConfig | RankingPairsConfig
 
 METRIC = "ndcg@10"
+
+_GAIN_STEPS = 64
 
 _RECORD_EVERY = 5
 """Trees between two points of the curve of the valid metric."""
@@ -60,7 +63,7 @@ class FittedTrees:
         return [{"score": scores_D} for scores_D in np.split(scores_N, ends)]
 
     def parameters(self) -> Mapping[str, float | int | str]:
-        """How many trees count and were grown, and the valid metric of those that count."""
+        """How many steps count and were grown, and the valid metric of those that count."""
         return {
             "n_trees": self.n_trees,
             "n_grown_trees": self.booster.num_boosted_rounds(),
@@ -69,12 +72,12 @@ class FittedTrees:
 
     @property
     def n_trees(self) -> int:
-        """Trees up to the one with the best valid metric."""
+        """Steps up to the one with the best valid metric."""
         return int(self.booster.best_iteration) + 1
 
 
 def fit(config: BoostingConfig, splits: Splits[RankingRows], recorder: Recorder, checkpoint: Checkpoint) -> FittedTrees:
-    """Boost LambdaMART trees on train until `patience` of them brought no better NDCG@10 on valid.
+    """Boost LambdaMART trees on train until `patience` steps brought no better NDCG@10 on valid.
 
     Equal to `xgboost.train` on the same matrix with `boosting_parameters`, and repeatable by seed. Nothing is
     kept to resume from: XGBoost's random state is not saved, so a forest continued is not the one grown at once.
@@ -84,30 +87,41 @@ def fit(config: BoostingConfig, splits: Splits[RankingRows], recorder: Recorder,
     _check_labels(train, config)
     featurizer, encoder = _featurizer(config, train, recorder)
     names = (*(featurizer.names if featurizer is not None else ()), *train.feature_names)
-    contents = _contents(config, names, encoder)
+    parameters = boosting_parameters(config, names, featurizer.rising if featurizer is not None else frozenset())
+    contents = _contents(config, names, encoder, train.propensities)
     model = RankingModel(contents, featurizer)
     columns = names if featurizer is None else None
-    train_matrix = xgboost.QuantileDMatrix(
-        _features(model, columns, train, "features of train", recorder),
-        **_judgements(train, config),
-        max_bin=config.training.max_bins,
-    )
     # Lists without a relevant document have no NDCG; XGBoost would count them 1.
     judged = valid.take(np.flatnonzero([labels_D.any() for labels_D in valid.labels]))
-    valid_matrix = xgboost.DMatrix(
-        _features(model, columns, judged, "features of valid", recorder), **_judgements(judged, config)
-    )
-    recorder.say(f"{len(train)} queries, {train_matrix.num_row()} documents, {len(names)} features")
-    booster = xgboost.train(
-        boosting_parameters(config, names, featurizer.rising if featurizer is not None else frozenset()),
-        train_matrix,
-        num_boost_round=config.training.n_trees,
-        evals=[(valid_matrix, "valid")],
-        early_stopping_rounds=config.training.patience,
-        verbose_eval=False,
-        callbacks=[_Curve(recorder, config.training.n_trees)],
-    )
-    return FittedTrees(contents, booster, featurizer)
+    as_gains = any(rows.clicks is not None for rows in (train, valid))
+    if as_gains:
+        parameters["ndcg_exp_gain"] = False
+    known = Judged.of(train, _features(model, columns, train, "features of train", recorder), as_gains=as_gains)
+    held = Judged.of(judged, _features(model, columns, judged, "features of valid", recorder), as_gains=as_gains)
+    recorder.say(f"{len(train)} queries, {len(known.labels)} documents, {len(names)} features")
+    grow = _grow_by_spark if config.training.engine == "spark" else _grow
+    return FittedTrees(contents, grow(config.training, parameters, known, held, recorder), featurizer)
+
+
+@dataclass(frozen=True)
+class Judged:
+    """What trees are grown on: features [N, F], labels [N], and the number of each document's query [N], rising."""
+
+    features: NDArray[np.float32]
+    labels: NDArray[np.float32]
+    query_numbers: NDArray[np.int64]
+
+    @classmethod
+    def of(cls, rows: RankingRows, features_NF: NDArray[np.float32], *, as_gains: bool) -> Judged:
+        """Number the queries in the order of the rows; as_gains: labels are gains 2^label - 1, in 64ths.
+
+        XGBoost takes whole numbers only, as grades whose gain is 2^grade - 1, or as gains themselves.
+        """
+        labels_N = np.concatenate(rows.labels)
+        if as_gains:
+            labels_N = np.round((np.exp2(labels_N) - 1) * _GAIN_STEPS)
+        query_numbers_N = np.repeat(np.arange(len(rows)), [len(labels_D) for labels_D in rows.labels])
+        return cls(features_NF, labels_N, query_numbers_N)
 
 
 def boosting_parameters(
@@ -115,11 +129,11 @@ def boosting_parameters(
 ) -> dict[str, Any]:
     """Give the parameters of `xgboost.train` that a configuration stands for.
 
-    rising: those of the features `names` [F] with which a score must never fall.
+    rising: those of the features `names` [F] with which a score must never fall, unless `training.monotone` says
+    otherwise. ConfigError where that names a feature that there is not.
     """
     training = config.training
-    constraints = {"monotone_constraints": tuple(int(name in rising) for name in names)} if rising else {}
-    return {
+    parameters: dict[str, Any] = {
         "objective": config.model.objective,
         "booster": config.model.booster,
         "tree_method": "hist",
@@ -133,10 +147,49 @@ def boosting_parameters(
         "colsample_bytree": training.feature_fraction,
         "lambda": training.l2,
         "max_bin": training.max_bins,
+        "num_parallel_tree": training.trees_per_step,
         "lambdarank_num_pair_per_sample": training.pairs_per_document,
         "lambdarank_pair_method": training.pair_method,
-        **constraints,
+        "lambdarank_normalization": training.normalize,
     }
+    signs = dict.fromkeys(rising, 1) | dict(training.monotone)
+    for name in training.monotone:
+        if name not in names:
+            close = difflib.get_close_matches(name, names, n=1)
+            raise ConfigError(
+                f"training.monotone must name features of the training rows ({some(names)}), got {name!r}"
+                + (f"; did you mean {close[0]}?" if close else "; correct or remove it"),
+                field=f"training.monotone.{name}",
+            )
+    if signs:
+        parameters["monotone_constraints"] = tuple(signs.get(name, 0) for name in names)
+    return parameters
+
+
+def _grow(
+    training: RankingTraining, parameters: Mapping[str, Any], train: Judged, valid: Judged, recorder: Recorder
+) -> xgboost.Booster:
+    train_matrix = xgboost.QuantileDMatrix(
+        train.features, train.labels, qid=train.query_numbers, max_bin=training.max_bins, nthread=training.n_threads
+    )
+    valid_matrix = xgboost.DMatrix(valid.features, valid.labels, qid=valid.query_numbers, nthread=training.n_threads)
+    return xgboost.train(
+        dict(parameters),
+        train_matrix,
+        num_boost_round=training.n_trees,
+        evals=[(valid_matrix, "valid")],
+        early_stopping_rounds=training.patience,
+        verbose_eval=False,
+        callbacks=[_Curve(recorder, training.n_trees)],
+    )
+
+
+def _grow_by_spark(
+    training: RankingTraining, parameters: Mapping[str, Any], train: Judged, valid: Judged, recorder: Recorder
+) -> xgboost.Booster:
+    from training.spark import grow
+
+    return grow(training, parameters, train, valid, recorder)
 
 
 class _Curve(xgboost.callback.TrainingCallback):
@@ -174,7 +227,12 @@ def _featurizer(
     return fit_featurizer(config, train, recorder), resolve(config.model.encoder).origin
 
 
-def _contents(config: BoostingConfig, names: tuple[str, ...], encoder: EncoderOrigin | None) -> Contents:
+def _contents(
+    config: BoostingConfig,
+    names: tuple[str, ...],
+    encoder: EncoderOrigin | None,
+    propensities: tuple[float, ...] | None,
+) -> Contents:
     model = config.model
     return Contents(
         family="ranking",
@@ -186,6 +244,7 @@ def _contents(config: BoostingConfig, names: tuple[str, ...], encoder: EncoderOr
         features=names,
         pair_features=PairFeatures(max_tokens=model.max_tokens) if isinstance(model, PairsModel) else None,
         encoder=encoder,
+        propensities=propensities,
     )
 
 
@@ -208,16 +267,12 @@ def _features(
     return np.concatenate(blocks)
 
 
-def _judgements(rows: RankingRows, config: BoostingConfig) -> dict[str, Any]:
-    query_numbers_N = np.repeat(np.arange(len(rows)), [len(labels_D) for labels_D in rows.labels])
-    return {"label": np.concatenate(rows.labels), "qid": query_numbers_N, "nthread": config.training.n_threads}
-
-
 def _check_labels(train: RankingRows, config: BoostingConfig) -> None:
     highest = max(float(labels_D.max()) for labels_D in train.labels)
-    if config.model.objective == "rank:map" and highest > 1:
+    if config.model.objective == "rank:map" and (highest > 1 or train.clicks is not None):
+        found = f"{highest:g}" if train.clicks is None else "clicks, which are of any size once weighed"
         raise ConfigError(
-            f"model.objective rank:map takes labels 0 and 1, {train.file} has {highest:g}; use rank:ndcg",
+            f"model.objective rank:map takes labels 0 and 1, {train.file} has {found}; use rank:ndcg",
             field="model.objective",
         )
     if highest > MAX_LABEL:

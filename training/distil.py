@@ -11,6 +11,8 @@ dimensions of the teacher's embeddings.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,21 +24,24 @@ from models.batch import Arrays, Encoded
 from models.chain import TRANSITIONS
 from models.errors import DataError, InputError
 from models.gazetteer import Gazetteer
-from models.manifest import SubwordText
+from models.intent import IntentModel
+from models.manifest import Calibration, SubwordText
 from models.metrics import intent_metrics, tagging_metrics
 from models.model import TOKENIZER
 from models.networks.crf import Crf
+from models.networks.intent import IntentNetwork
 from models.networks.student import student_encoder
 from models.networks.transformer import GazetteerEmbedding, TransformerNetwork
 from models.tagging import TaggingModel
 from models.text import SubwordEncoder
 from training.augment import augment, neighbours_of
-from training.config import JointStudentTraining, StudentConfig
+from training.calibrate import calibration_facts, check_scope
+from training.config import IntentStudentConfig, JointStudentTraining, StudentConfig
 from training.data.splits import IntentRows, Splits, TaggingRows
 from training.fit import Checkpoint, Recorder
 from training.loop import Loss, Score, train
 from training.losses import weighted
-from training.network import Draft, FittedNetwork
+from training.network import Draft, FittedNetwork, answered_labels, indicators, settled
 from training.teacher import Teacher, TextModel
 
 
@@ -46,7 +51,10 @@ def fit(
     """Train a student of the bundle in the directory `config.teacher`, stopped early on the valid rows."""
     teacher = Teacher.open(config)
     _refuse_unknown_labels(teacher, splits.train)
+    if isinstance(config, IntentStudentConfig) and isinstance(splits.train, IntentRows):
+        check_scope(config.scope, splits)
     drafted = _draft(config, teacher)
+    model = drafted.tagger() if drafted.contents.tags else IntentModel(drafted.contents, drafted.reader)
     encoded = drafted.encode(splits, teacher.model.encode)
     texts = list(splits.train.requests())
     more, n_refused = _encode_those_that_fit(_more_texts(config, splits, teacher, texts), teacher.model)
@@ -58,20 +66,28 @@ def fit(
         drafted.network,
         drafted.contents.signature,
         examples,
-        _loss(config, examples, answers),
+        _loss(config, examples, answers, gives_several_labels=drafted.contents.gives_several_labels),
         encoded["valid"],
-        _scorer(teacher.model, splits.valid, encoded["valid"]),
+        _scorer(model, splits.valid, encoded["valid"]),
         config.training,
         recorder,
         checkpoint,
     )
-    return FittedNetwork(drafted, {**facts, "n_examples": len(examples)})
+    facts["n_examples"] = len(examples)
+    if isinstance(config, IntentStudentConfig) and isinstance(splits.valid, IntentRows):
+        is_label_NC = indicators(list(splits.train.sets()), drafted.contents.labels or ())
+        contents = settled(
+            drafted, config.scope, encoded["train"], is_label_NC, splits.valid, encoded["valid"], recorder
+        )
+        return FittedNetwork(replace(drafted, contents=contents), facts | calibration_facts(contents))
+    return FittedNetwork(drafted, facts)
 
 
 def _refuse_unknown_labels(teacher: Teacher, rows: IntentRows | TaggingRows) -> None:
     if rows.labels is None or teacher.contents.labels is None:
         return
-    if unknown := sorted(set(rows.labels) - set(teacher.contents.labels)):
+    labels = rows.each_label() if isinstance(rows, IntentRows) else rows.labels
+    if unknown := sorted(set(labels) - set(teacher.contents.labels)):
         raise DataError(
             f"the teacher must know every label of {rows.file}, {teacher.bundle.manifest.name} does not know "
             f"{', '.join(unknown[:5])}; train it again on these rows first",
@@ -87,23 +103,33 @@ def _draft(config: StudentConfig, teacher: Teacher) -> Draft:
     if not isinstance(text, SubwordText):
         raise TypeError(f"a teacher that was opened reads tokens, got {text!r}")
     torch.manual_seed(config.training.seed)
-    network = TransformerNetwork(
-        student_encoder(
-            torch.from_numpy(teacher.token_vectors),
-            **config.model.model_dump(exclude={"kind"}),
-            n_positions=text.max_tokens,
-            pad=pad,
-        ),
-        n_labels=len(contents.labels or ()),
-        n_tags=len(contents.tags or ()),
-        dropout=config.model.dropout,
-        crf=_transitions(teacher) if contents.has_transitions else None,
-        gazetteer=terms,
+    encoder = student_encoder(
+        torch.from_numpy(teacher.token_vectors),
+        **config.model.model_dump(exclude={"kind"}),
+        n_positions=text.max_tokens,
+        pad=pad,
     )
+    n_labels, dropout = len(contents.labels or ()), config.model.dropout
+    if contents.family == "intent":
+        network: TransformerNetwork = IntentNetwork(encoder, n_labels=n_labels, dropout=dropout)
+    else:
+        network = TransformerNetwork(
+            encoder,
+            n_labels=n_labels,
+            n_tags=len(contents.tags or ()),
+            dropout=dropout,
+            crf=_transitions(teacher) if contents.has_transitions else None,
+            gazetteer=terms,
+        )
+    # Temperature and scope are the student's own, settled once it is trained.
+    logits = tuple(spec for spec in contents.signature.outputs if spec.name in network.output_names)
+    own: dict[str, Any] = {"encoder": None, "signature": contents.signature.model_copy(update={"outputs": logits})}
+    if contents.family == "intent":
+        own |= {"scope": None, "calibration": Calibration()}
     tokenizer_json = teacher.bundle.path / TOKENIZER
     return Draft(
         network,
-        contents.model_copy(update={"encoder": None}),
+        contents.model_copy(update=own),
         tokenizer_json,
         SubwordEncoder(tokenizer_json, text.max_tokens, text.max_windows),
         Gazetteer.load(teacher.bundle.path) if contents.gazetteer else None,
@@ -142,7 +168,9 @@ def _encode_those_that_fit(texts: Sequence[str], model: TextModel) -> tuple[list
     return encoded, len(texts) - len(encoded)
 
 
-def _loss(config: StudentConfig, examples: Sequence[Encoded], answers: Sequence[Arrays]) -> Loss:
+def _loss(
+    config: StudentConfig, examples: Sequence[Encoded], answers: Sequence[Arrays], *, gives_several_labels: bool
+) -> Loss:
     """Towards the teacher's answers to all its questions."""
     losses: list[tuple[float, Loss]] = []
     temperature = config.training.temperature
@@ -151,7 +179,8 @@ def _loss(config: StudentConfig, examples: Sequence[Encoded], answers: Sequence[
     if "intent_logits" in answers[0]:
         joint = config.training.intent_loss_weight if isinstance(config.training, JointStudentTraining) else 1.0
         logits_NC = np.stack([one["intent_logits"] for one in answers])
-        losses.append((joint, soft_intent_loss(logits_NC, temperature)))
+        soft = soft_labels_loss if gives_several_labels else soft_intent_loss
+        losses.append((joint, soft(logits_NC, temperature)))
     return weighted(losses)
 
 
@@ -161,6 +190,17 @@ def soft_intent_loss(teacher_NC: NDArray[np.generic], temperature: float) -> Los
 
     def loss(outputs: Mapping[str, Tensor], chosen: NDArray[np.int64]) -> Tensor:
         return soft_cross_entropy(outputs["intent_logits"], answers_NC[chosen], temperature)
+
+    return loss
+
+
+def soft_labels_loss(teacher_NC: NDArray[np.generic], temperature: float) -> Loss:
+    """T^2 x the binary cross-entropy of sigmoid(logits / T) [B, C] to the teacher's, mean over texts and labels."""
+    wanted_NC = (torch.from_numpy(np.asarray(teacher_NC, dtype=np.float32)) / temperature).sigmoid()
+
+    def loss(outputs: Mapping[str, Tensor], chosen: NDArray[np.int64]) -> Tensor:
+        logits_BC = outputs["intent_logits"] / temperature
+        return temperature**2 * functional.binary_cross_entropy_with_logits(logits_BC, wanted_NC[chosen])
 
     return loss
 
@@ -213,8 +253,7 @@ def _scorer(
 
     def score(outputs: list[Arrays]) -> Score:
         answered = list(zip(texts, encoded, outputs, strict=True))
-        intents = [model.decode(*one).intent for one in answered]
-        labels = [intent.label for intent in intents if intent is not None]
+        labels = answered_labels([model.decode(*one) for one in answered])
         if isinstance(rows, IntentRows):
             ratios = intent_metrics(rows.labels, labels)
         elif isinstance(model, TaggingModel):

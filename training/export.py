@@ -140,7 +140,7 @@ def _is_bert_attention(module: nn.Module) -> bool:
 
 def _export(exported: nn.Module, probe: tuple[Tensor, ...], network: TransformerNetwork) -> onnx.ModelProto:
     sizes = {0: torch.export.Dim("batch"), 1: torch.export.Dim("length")}
-    with _quiet(), torch.no_grad():
+    with quiet(), torch.no_grad():
         program = torch.onnx.export(
             exported.eval(),
             probe,
@@ -163,7 +163,7 @@ def _fuse(graph: onnx.ModelProto, network: TransformerNetwork) -> onnx.ModelProt
     config = network.encoder.config
     options = FusionOptions("bert")
     options.enable_attention = False
-    with _quiet():
+    with quiet():
         fused = optimize_model(
             copy.deepcopy(graph),
             model_type="bert",
@@ -210,7 +210,7 @@ def _agrees(network: TransformerNetwork, path: Path, probes: list[tuple[Tensor, 
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Leave out what the exporter and the optimizer say to their own developers."""
     loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "onnx_ir", "onnxruntime")]
     levels = [logger.level for logger in loggers]

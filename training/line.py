@@ -27,7 +27,7 @@ from training.data.splits import Splits
 from training.data.unlabelled import read_unlabelled
 from training.evaluate import evaluate
 from training.fit import Checkpoint, Fitted, Recorder
-from training.pictures import latency_bars, pictures
+from training.pictures import latency_bars, pictures, propensity_curve
 from training.proof import Proof
 
 
@@ -127,6 +127,8 @@ def run(order: Order, tracking: Tracking, terminal: Recorder) -> Trained:
             for name, figure in pictures(splits.named()[split], evaluation).items():
                 record.figure(figure, f"{split}/{name}")
         record.figure(latency_bars({name: variant.latency for name, variant in report.variants.items()}), "latency")
+        if contents.propensities is not None:
+            record.figure(propensity_curve(contents.propensities), "propensities")
         version = tracking.register(bundle, record)
         trained = Trained(order.name, version, record.id, bundle, report, time.perf_counter() - started)
         record.describe(trained.summary())
@@ -214,8 +216,10 @@ def _with_teacher(config: TrainConfig, tracking: Tracking) -> tuple[TrainConfig,
 
 
 def _digests(splits: Splits[Any]) -> dict[str, SplitDigest]:
-    read = splits.named() | ({} if splits.unlabelled is None else {"unlabelled": splits.unlabelled})
-    return {name: SplitDigest(file=rows.file, rows=len(rows), sha256=rows.sha256) for name, rows in read.items()}
+    return {
+        split: SplitDigest(file=rows.file, rows=len(rows), sha256=rows.sha256)
+        for split, rows in splits.sources().items()
+    }
 
 
 def _sha256(value: Mapping[str, Any]) -> str:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -20,10 +20,11 @@ from sklearn.feature_extraction.text import TfidfTransformer
 from sklearn.linear_model import LogisticRegression
 
 from models.batch import Arrays, Encoded
-from models.errors import DataError, InputError
+from models.errors import ConfigError, DataError, InputError
 from models.manifest import Contents, NgramText, Signature, TensorSpec
 from models.text import NgramEncoder
 from registry.bundle import MODEL
+from training.calibrate import calibrated, calibration_facts, check_scope
 from training.config import IntentLinearConfig
 from training.data.labels import known_labels
 from training.data.splits import IntentRows, Splits
@@ -60,7 +61,8 @@ class FittedLinear:
 
     def parameters(self) -> Mapping[str, float | int | str]:
         """How many n-grams have weights, and the solver's iterations."""
-        return {"n_ngrams": self._n_rows - 1, "n_iterations": int(self.classifier.n_iter_.max())}
+        facts = {"n_ngrams": self._n_rows - 1, "n_iterations": int(self.classifier.n_iter_.max())}
+        return facts | calibration_facts(self.contents)
 
     @property
     def _n_rows(self) -> int:
@@ -127,6 +129,12 @@ def fit(
     """
     checkpoint.clear()
     rows, model = splits.train, config.model
+    check_scope(config.scope, splits)
+    if rows.label_sets is not None:
+        raise ConfigError(
+            f"rows with a list of labels, as in {rows.file}, need model.kind transformer, got linear",
+            field="model.kind",
+        )
     labels = known_labels(rows.labels, rows.file)
     text = NgramText(char_ngrams=model.char_ngrams, word_ngrams=model.word_ngrams, n_buckets=model.n_buckets)
     encoded = _encode(rows, NgramEncoder(text))
@@ -151,7 +159,9 @@ def fit(
         classifier.fit(tfidf_NR, [places[label] for label in rows.labels])
     for warning in caught:
         recorder.say(f"note: {' '.join(str(warning.message).split())}")
-    return FittedLinear(_contents(labels, text), row_of_bucket, tfidf, classifier)
+    fitted = FittedLinear(_contents(labels, text), row_of_bucket, tfidf, classifier)
+    outputs = fitted.outputs(_encode(splits.valid, NgramEncoder(text)))
+    return replace(fitted, contents=calibrated(fitted.contents, config.scope, splits.valid, outputs, recorder))
 
 
 class _Progress:

@@ -30,6 +30,18 @@ def intent_loss(targets_N: NDArray[np.int64], *, label_smoothing: float = 0.0) -
     return loss
 
 
+def labels_loss(is_label_NC: NDArray[np.bool_], *, label_smoothing: float = 0.0) -> Loss:
+    """Binary cross-entropy of each of `intent_logits` [B, C], mean over texts of the sum over labels."""
+    smoothed_NC = is_label_NC.astype(np.float32) * np.float32(1 - label_smoothing) + np.float32(label_smoothing / 2)
+
+    def loss(outputs: Mapping[str, Tensor], chosen: NDArray[np.int64]) -> Tensor:
+        targets_BC = torch.from_numpy(smoothed_NC[chosen])
+        logits_BC = outputs["intent_logits"]
+        return functional.binary_cross_entropy_with_logits(logits_BC, targets_BC, reduction="sum") / len(chosen)
+
+    return loss
+
+
 def tag_loss(targets: Sequence[NDArray[np.int64]], *, label_smoothing: float = 0.0) -> Loss:
     """Cross-entropy of `tag_logits` [B, T, K], mean over words; targets: [T] of every example [N], or IGNORED.
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -20,18 +20,23 @@ from models.batch import Arrays, Encoded
 from models.chain import TRANSITIONS, TagChain
 from models.errors import DataError, InputError
 from models.gazetteer import Gazetteer
-from models.intent import IntentModel
-from models.manifest import Contents, Signature, SubwordText, TensorSpec
+from models.intent import IntentModel, answered_label
+from models.manifest import OOS_LABEL, Contents, Signature, SubwordText, TensorSpec
 from models.metrics import intent_metrics, tagging_metrics
 from models.model import TOKENIZER
 from models.networks.crf import Crf
+from models.networks.intent import IntentNetwork
+from models.networks.sentence import SentenceNetwork
 from models.networks.transformer import GazetteerEmbedding, TransformerNetwork, load_encoder
+from models.scope import DISTANCE_OUTPUT
 from models.tagging import TaggingModel
 from models.text import SubwordEncoder
 from registry.bundle import MODEL
+from training.calibrate import calibrated, calibration_facts, check_scope
 from training.config import (
     IntentTransformerConfig,
     NetworkTraining,
+    ScopeConfig,
     TaggerModel,
     TaggingTransformerConfig,
     TransformerModel,
@@ -42,7 +47,7 @@ from training.encoder import CONFIG, resolve
 from training.export import network_to_onnx
 from training.fit import Checkpoint, Recorder
 from training.loop import Score, predict, train
-from training.losses import IGNORED, crf_loss, intent_loss, tag_loss, weighted
+from training.losses import IGNORED, crf_loss, intent_loss, labels_loss, tag_loss, weighted
 
 _ANY_LENGTH = 2**20
 
@@ -160,33 +165,73 @@ def _draft(
 def fit_intent(
     config: IntentTransformerConfig, splits: Splits[IntentRows], recorder: Recorder, checkpoint: Checkpoint
 ) -> FittedNetwork:
-    """Fine-tune an encoder with an intent head, stopped early on the accuracy of the valid rows."""
-    labels = known_labels(splits.train.labels, splits.train.file)
-    drafted = _draft(config.model, config.training, labels=labels)
+    """Fine-tune an encoder with an intent head, stopped early on the accuracy of the valid rows, and calibrate it."""
+    check_scope(config.scope, splits)
+    settings, valid = config.training, splits.valid
+    labels = known_labels(splits.train.each_label(), splits.train.file)
+    drafted, network = _intent_draft(config, labels, gives_several=splits.train.label_sets is not None)
     model = IntentModel(drafted.contents, drafted.reader)
+    signature = drafted.contents.signature
     encoded = drafted.encode(splits, model.encode)
-    valid = splits.valid
+    examples, label_sets = list(encoded["train"]), list(splits.train.sets())
+    if settings.label_names:
+        named = [label for label in labels if label != OOS_LABEL]
+        examples += [model.encode(label.replace("_", " ")) for label in named]
+        label_sets += [(label,) for label in named]
+    is_label_NC = indicators(label_sets, labels)
+    if settings.cosine_scale is not None:
+        network.start_from(class_means(network, examples, is_label_NC, signature))
 
     def score(outputs: list[Arrays]) -> Score:
-        readings = [
-            model.decode(text, one, answer)
-            for text, one, answer in zip(valid.texts, encoded["valid"], outputs, strict=True)
-        ]
-        ratios = intent_metrics(valid.labels, _labels_of(readings))
+        answered = zip(valid.texts, encoded["valid"], outputs, strict=True)
+        ratios = intent_metrics(valid.labels, answered_labels([model.decode(*one) for one in answered]))
         return Score(ratios["accuracy"].value, {f"valid_{name}": ratio.value for name, ratio in ratios.items()})
 
-    facts = train(
-        drafted.network,
-        drafted.contents.signature,
-        encoded["train"],
-        intent_loss(_label_indices(splits.train.labels, labels), label_smoothing=config.training.label_smoothing),
-        encoded["valid"],
-        score,
-        config.training,
-        recorder,
-        checkpoint,
+    if drafted.contents.gives_several_labels:
+        loss = labels_loss(is_label_NC, label_smoothing=settings.label_smoothing)
+    else:
+        loss = intent_loss(is_label_NC.argmax(axis=1), label_smoothing=settings.label_smoothing)
+    facts = train(network, signature, examples, loss, encoded["valid"], score, settings, recorder, checkpoint)
+    contents = settled(drafted, config.scope, examples, is_label_NC, valid, encoded["valid"], recorder)
+    return FittedNetwork(replace(drafted, contents=contents), facts | calibration_facts(contents))
+
+
+def settled(
+    drafted: Draft,
+    scope: ScopeConfig | None,
+    examples: Sequence[Encoded],
+    is_label_NC: NDArray[np.bool_],
+    valid: IntentRows,
+    encoded_valid: Sequence[Encoded],
+    recorder: Recorder,
+) -> Contents:
+    """Contents of a trained IntentNetwork with what its answers to `valid` settle: temperature, and scope if asked.
+
+    examples [N], is_label_NC: what the class means are of, where the decision on scope measures distances from them.
+    """
+    network, contents = drafted.network, drafted.contents
+    if not isinstance(network, IntentNetwork):
+        raise TypeError(f"an intent network is settled, got {type(network).__name__}")
+    if scope is not None and "distance" in scope.scores:
+        means_CH = class_means(network, examples, is_label_NC, contents.signature)
+        network.measure_from(means_CH[[label != OOS_LABEL for label in contents.labels or ()]])
+        contents = contents.model_copy(update={"signature": _with_distance(contents.signature)})
+    outputs = predict(network, encoded_valid, contents.signature)
+    return calibrated(contents, scope, valid, outputs, recorder)
+
+
+def _intent_draft(
+    config: IntentTransformerConfig, labels: Sequence[str], *, gives_several: bool
+) -> tuple[Draft, IntentNetwork]:
+    drafted = _draft(config.model, config.training, labels=labels)
+    network = IntentNetwork(
+        drafted.network.encoder,
+        n_labels=len(labels),
+        dropout=config.model.dropout,
+        cosine_scale=config.training.cosine_scale,
     )
-    return FittedNetwork(drafted, facts)
+    contents = drafted.contents.model_copy(update={"gives_several_labels": gives_several})
+    return replace(drafted, network=network, contents=contents), network
 
 
 def fit_tagging(
@@ -245,6 +290,35 @@ def _label_indices(labels: Sequence[str], known: Sequence[str]) -> NDArray[np.in
 def _labels_of(readings: Sequence[Reading]) -> list[str]:
     """Give the label of every reading; "" where a reading has no intent."""
     return [reading.intent.label if reading.intent is not None else "" for reading in readings]
+
+
+def answered_labels(readings: Sequence[Reading]) -> list[str]:
+    """Give what every reading's intent says in one text, as `IntentRows.labels` has it."""
+    return [answered_label(reading.intent) for reading in readings if reading.intent is not None]
+
+
+def indicators(label_sets: Sequence[Sequence[str]], labels: Sequence[str]) -> NDArray[np.bool_]:
+    """Whether each label [C] is one of the example's [N]."""
+    places = {label: place for place, label in enumerate(labels)}
+    is_label_NC = np.zeros((len(label_sets), len(labels)), dtype=np.bool_)
+    for row, label_set in enumerate(label_sets):
+        is_label_NC[row, [places[label] for label in label_set]] = True
+    return is_label_NC
+
+
+def class_means(
+    network: TransformerNetwork, examples: Sequence[Encoded], is_label_NC: NDArray[np.bool_], signature: Signature
+) -> torch.Tensor:
+    """Mean of the unit vectors of each class's examples, of length 1 again: [C, H]."""
+    sentences = SentenceNetwork(network.encoder)
+    vectors_NH = np.stack([one["vector"] for one in predict(sentences, examples, signature)]).astype(np.float32)
+    sums_CH = is_label_NC.T.astype(np.float32) @ vectors_NH
+    return torch.from_numpy(sums_CH / np.linalg.norm(sums_CH, axis=1, keepdims=True))
+
+
+def _with_distance(signature: Signature) -> Signature:
+    distance = TensorSpec(name=DISTANCE_OUTPUT, dtype="float32", shape=(-1,))
+    return signature.model_copy(update={"outputs": (*signature.outputs, distance)})
 
 
 def _targets(

@@ -24,6 +24,7 @@ from training.fit import Fitted, Recorder
 from training.latency import latency
 from training.parity import compare
 from training.quantize import quantize
+from training.slices import times_asked
 
 _N_GOLDEN = 8
 
@@ -180,6 +181,8 @@ class Proof:
 
 
 def _label_counts(train: AnyRows) -> Mapping[str, int] | None:
-    if isinstance(train, RankingRows) or train.labels is None:
+    if isinstance(train, RankingRows):
+        return times_asked(train)
+    if train.labels is None:
         return None
     return Counter(train.labels)

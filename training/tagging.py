@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from models.errors import ConfigError, DataError
-from models.gazetteer import Gazetteer
 from models.tagging import OUTSIDE
 from training.config import TaggingStudentConfig, TaggingTransformerConfig
 from training.data.conll import read_tagging_conll
 from training.data.files import read_file as read_one
 from training.data.files import read_splits
-from training.data.gazetteer import read_gazetteer
+from training.data.gazetteer import Terms, read_gazetteer
 from training.data.jsonl import read_tagging_jsonl
 from training.data.labels import known_labels, known_tags, unknown_note
-from training.data.splits import Splits, TaggingRows
+from training.data.splits import Read, Splits, TaggingRows
 from training.fit import Checkpoint, Fitted, Recorder
 
 READERS = {".jsonl": read_tagging_jsonl, ".conll": read_tagging_conll}
@@ -27,7 +27,11 @@ TaggingConfig = TaggingTransformerConfig | TaggingStudentConfig
 class TaggingSplits(Splits[TaggingRows]):
     """The rows, and the terms that the network is told of."""
 
-    gazetteer: Gazetteer | None = None
+    terms: Terms | None = None
+
+    def sources(self) -> Mapping[str, Read]:
+        """The splits, and the terms where there are some."""
+        return super().sources() if self.terms is None else {**super().sources(), "gazetteer": self.terms}
 
 
 def read(data_dir: Path, config: TaggingConfig) -> TaggingSplits:
@@ -55,8 +59,8 @@ def read(data_dir: Path, config: TaggingConfig) -> TaggingSplits:
         known_labels(splits.train.labels, splits.train.file)
     notes = (*splits.notes, *_unknown_notes(splits))
     # A student is told of the terms that its teacher knows.
-    terms = None if isinstance(config, TaggingStudentConfig) else _gazetteer(data_dir, config.model.gazetteer)
-    return TaggingSplits(splits.train, splits.valid, splits.test, notes, gazetteer=terms)
+    terms = None if isinstance(config, TaggingStudentConfig) else _terms(data_dir, config.model.gazetteer)
+    return TaggingSplits(splits.train, splits.valid, splits.test, notes, terms=terms)
 
 
 def read_file(path: Path, config: TaggingConfig) -> TaggingRows:
@@ -74,10 +78,11 @@ def fit(config: TaggingConfig, splits: Splits[TaggingRows], recorder: Recorder, 
         return distil.fit(config, splits, recorder, checkpoint)
     from training.network import fit_tagging
 
-    return fit_tagging(config, splits, getattr(splits, "gazetteer", None), recorder, checkpoint)
+    terms = splits.terms if isinstance(splits, TaggingSplits) else None
+    return fit_tagging(config, splits, None if terms is None else terms.gazetteer, recorder, checkpoint)
 
 
-def _gazetteer(data_dir: Path, name: str | None) -> Gazetteer | None:
+def _terms(data_dir: Path, name: str | None) -> Terms | None:
     if name is None:
         return None
     path = data_dir / name if (data_dir / name).exists() else Path(name)

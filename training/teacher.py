@@ -24,6 +24,7 @@ from models.intent import IntentModel
 from models.manifest import Contents, SubwordText
 from models.model import TOKENIZER, open_model
 from models.ranking import RankingModel
+from models.scope import DISTANCE_OUTPUT
 from models.session import OnnxSession
 from models.tagging import TaggingModel
 from registry.bundle import MODEL, Bundle, open_bundle
@@ -34,7 +35,7 @@ TextModel = IntentModel | TaggingModel
 
 _ANSWER_TOKENS = 1024
 _READ = {"input_ids", "attention_mask", GAZETTEER_INPUT}
-_ANSWERED = {"intent_logits", "tag_logits"}
+_ANSWERED = {"intent_logits", "tag_logits", DISTANCE_OUTPUT}
 
 
 @dataclass(frozen=True)

@@ -9,13 +9,17 @@ from pathlib import Path
 import pytest
 
 from models.config import read as read_config
-from models.errors import DataError
+from models.errors import ConfigError, DataError
 from training import intent
 from training.config import IntentLinearConfig, IntentTransformerConfig, parse
 from training.fit import Checkpoint
 from training.terminal import Terminal
 
-SHIPPED = {"intent_linear": IntentLinearConfig, "intent_transformer": IntentTransformerConfig}
+SHIPPED = {
+    "intent_linear": IntentLinearConfig,
+    "intent_transformer": IntentTransformerConfig,
+    "intent_few_shot": IntentTransformerConfig,
+}
 
 
 def rows(*labels: str, text: str = "red shoes") -> str:
@@ -47,6 +51,28 @@ def test_one_class_only_is_refused(tmp_path: Path) -> None:
     (tmp_path / "valid.jsonl").write_text(rows("a", "b"))
     with pytest.raises(DataError, match=r"train\.jsonl must have rows of at least two labels, all of them are 'a'"):
         intent.read(tmp_path, config())
+
+
+def test_labels_are_lists_in_every_file_or_in_none(tmp_path: Path) -> None:
+    (tmp_path / "train.jsonl").write_text('{"text": "x", "labels": ["a"]}\n{"text": "y", "labels": ["b"]}\n')
+    (tmp_path / "valid.jsonl").write_text(rows("a", "b"))
+    with pytest.raises(DataError, match=r"train\.jsonl has them and valid\.jsonl does not"):
+        intent.read(tmp_path, config())
+
+
+def test_an_unknown_label_in_a_list_is_counted_and_oos_is_known_to_a_decision_on_scope(tmp_path: Path) -> None:
+    (tmp_path / "train.jsonl").write_text('{"text": "x", "labels": ["a", "b"]}\n')
+    (tmp_path / "valid.jsonl").write_text('{"text": "x", "labels": ["a", "c"]}\n{"text": "x", "labels": []}\n')
+    assert [note.partition(" have")[0] for note in intent.read(tmp_path, config()).notes] == ["1 rows of valid.jsonl"]
+    (tmp_path / "train.jsonl").write_text(rows("a", "b"))
+    (tmp_path / "valid.jsonl").write_text(rows("a", "oos"))
+    assert len(intent.read(tmp_path, config()).notes) == 1
+    assert intent.read(tmp_path, config("scope={aim: {false_alarms_per_1000: 20}}")).notes == ()
+
+
+def test_a_linear_model_has_no_vector_to_measure_distances_of() -> None:
+    with pytest.raises(ConfigError, match=r"scope: distance needs the vector of a text.*take energy"):
+        config("scope={scores: [distance]}")
 
 
 def test_a_text_that_occurs_twice_is_held_out_whole(tmp_path: Path) -> None:

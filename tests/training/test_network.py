@@ -17,6 +17,7 @@ from training import tagging
 from training.batches import shuffled_batches, sorted_batches
 from training.checkpoint import load, save
 from training.config import IntentTransformerConfig, TaggingTransformerConfig
+from training.data.gazetteer import Terms
 from training.data.splits import IntentRows, Splits, TaggingRows
 from training.fit import Checkpoint
 from training.loop import _rate
@@ -280,10 +281,26 @@ def test_long_texts_are_trained_on_and_answered_in_windows(encoder, tmp_path):
         open_model(tmp_path, fitted.draft.contents).encode("red " * 100)
 
 
+def test_the_intent_of_a_long_text_is_the_mean_over_its_windows(encoder, tmp_path):
+    long = " ".join(("red", "nike", "shoes") * 8)
+    texts = Splits(
+        IntentRows((long, "where is my order") * 6, ("search", "order") * 6, "train.csv"),
+        IntentRows((long, "is my order where"), ("search", "order"), "valid.csv"),
+        None,
+    )
+    settings = config(encoder, "intent", model={"max_windows": 4}, epochs=6)
+    fitted = fit_intent(settings, texts, Listener(), Checkpoint(tmp_path / "c", "f"))
+    assert served_alike(fitted, tmp_path, long).intent.label == "search"
+    encoded = open_model(tmp_path, fitted.draft.contents).encode(long)
+    rows = OnnxSession(tmp_path / "model.onnx").run(dict(encoded.arrays))["intent_logits"]
+    assert len(rows) == encoded.n_windows == 3
+    np.testing.assert_allclose(rows.mean(axis=0), fitted.outputs([encoded])[0]["intent_logits"], atol=1e-4)
+
+
 def test_a_brand_that_training_never_saw_is_read_from_the_gazetteer(encoder, tmp_path):
     """`size` is a brand of the gazetteer here: no training row holds it."""
     rows = joint_rows()
-    terms = Gazetteer({"brand": ["nike", "adidas", "size"]})
+    terms = Terms(Gazetteer({"brand": ["nike", "adidas", "size"]}), "terms.csv", "0" * 64)
     splits = TaggingSplits(rows.train, rows.valid, None, (), terms)
     settings = config(encoder, epochs=12, patience=12)
     fitted = tagging.fit(settings, splits, Listener(), Checkpoint(tmp_path / "c", "f"))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 from models.errors import DataError
@@ -19,7 +20,19 @@ Rows = Callable[[Source, Problems], Iterator[tuple[int, object, object]]]
 """Gives line, type and term of every row that has both; what it cannot read goes to the problems."""
 
 
-def read_gazetteer(path: Path) -> Gazetteer:
+@dataclass(frozen=True)
+class Terms:
+    """A gazetteer and the file that it was read from."""
+
+    gazetteer: Gazetteer
+    file: str
+    sha256: str
+
+    def __len__(self) -> int:
+        return sum(map(len, self.gazetteer.terms.values()))
+
+
+def read_gazetteer(path: Path) -> Terms:
     """Read every (type, term); one that occurs twice counts once. DataError names the bad rows."""
     name = path.name.removesuffix(".gz")
     rows = next((rows for ending, rows in _ROWS.items() if name.endswith(ending)), None)
@@ -28,7 +41,7 @@ def read_gazetteer(path: Path) -> Gazetteer:
     return _read(path, rows)
 
 
-def _read(path: Path, rows: Rows) -> Gazetteer:
+def _read(path: Path, rows: Rows) -> Terms:
     source = read_source(path)
     problems = Problems(source.file)
     terms: dict[str, set[str]] = {}
@@ -40,7 +53,7 @@ def _read(path: Path, rows: Rows) -> Gazetteer:
     refuse_bad_rows(problems, len(terms))
     if len(terms) > MAX_TYPES:
         raise DataError(f"{source.file} must have at most {MAX_TYPES} types of terms, it has {len(terms)}; join some")
-    return Gazetteer(terms)
+    return Terms(Gazetteer(terms), source.file, source.sha256)
 
 
 def _jsonl(source: Source, problems: Problems) -> Iterator[tuple[int, object, object]]:

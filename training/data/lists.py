@@ -6,7 +6,7 @@ Shapes: N documents of a file, F features, D documents of one list.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import cast
 
 import numpy as np
@@ -60,6 +60,11 @@ class Documents:
     titles: Sequence[str] | None = None
 
 
+def some(names: Sequence[str]) -> str:
+    """The first names of many, and how many more there are, for a sentence."""
+    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
+
+
 def label_problem(label: float) -> str | None:
     """Check a relevance label: an integer from 0 to MAX_LABEL."""
     if 0 <= label <= MAX_LABEL and label == int(label):
@@ -108,7 +113,7 @@ def with_features(rows: RankingRows, names: tuple[str, ...]) -> RankingRows:
     lists = tuple(
         RankRequest(one.ids, one.text, one.texts, _only(one.features, kept), one.query_features) for one in rows.lists
     )
-    return RankingRows(rows.query_ids, lists, rows.labels, kept, rows.file, rows.sha256)
+    return replace(rows, lists=lists, feature_names=kept)
 
 
 def matrix(rows: RankingRows, names: tuple[str, ...]) -> NDArray[np.float32] | None:

@@ -20,13 +20,13 @@ WORDS = {"red": "B-colour", "new": "B-brand", "balance": "I-brand", "shoes": "O"
 _SURE = 8.0
 
 
-def joint_bundle(directory: Path) -> Bundle:
+def joint_bundle(directory: Path, max_windows: int = 1) -> Bundle:
     """Seal a model that tags WORDS as they say and reads `where` and `order` as order_status."""
     contents = Contents(
         family="tagging",
         labels=LABELS,
         tags=TAGS,
-        text=SubwordText(max_tokens=16),
+        text=SubwordText(max_tokens=16, max_windows=max_windows),
         signature=Signature(
             layout="rows",
             inputs=tuple(
@@ -43,7 +43,8 @@ def joint_bundle(directory: Path) -> Bundle:
         vocabulary = _tokenizer(draft / "tokenizer.json")
         onnx.save(_graph(contents, vocabulary), draft / MODEL)
         model = open_model(draft, contents)
-        rows = [(text, model.encode(text)) for text in ("red new balance shoes", "where order", "")]
+        texts = ["red new balance shoes", "where order", "", *(["red shoes " * 9] if max_windows > 1 else [])]
+        rows = [(text, model.encode(text)) for text in texts]
         golden.write(draft, contents.signature, rows, {"float32": OnnxSession(draft / MODEL).run})
         return bundle.seal(
             draft, Manifest(**{**facts, **contents.model_dump(), "name": "joint", "files": {}}), directory

@@ -171,6 +171,20 @@ def test_a_text_beyond_the_models_longest_is_refused_with_its_place(bundles):
     assert "at most" in bad.message
 
 
+def test_a_long_text_is_answered_whole_among_short_ones(tmp_path):
+    """24 words, 14 to a window: `new` is the 14th, `balance` the 15th; 1 of 24 words, in one window, says `where`."""
+    text = "red " * 13 + "new balance " + "shoes " * 8 + "where"
+    roles = only(ServedModel("joint", "1", joint_bundle(tmp_path, max_windows=3)))
+    short, long, beyond = ask(
+        config(), roles, lambda plane: plane.understand_several(["new shoes", text, "red " * 100])
+    )
+    assert [entity.text for entity in short.entities] == ["new"]
+    assert [entity.text for entity in long.entities] == ["red"] * 13 + ["new balance"]
+    assert all(text[entity.start : entity.end] == entity.text for entity in long.entities)
+    assert long.intent.label == "product_search"
+    assert "in each of 3 windows" in beyond.message
+
+
 def test_one_models_failure_is_one_error_and_leaves_nothing_running(tmp_path, bundles):
     async def fault(ref: str) -> None:
         if ref == "q/1":

@@ -10,8 +10,8 @@ def test_rows_of_both_kinds_give_the_same_terms(tmp_path):
     )
     (tmp_path / "terms.csv").write_text("id,type,term\n1,kind,shoes\n2,brand,New Balance\n3,kind,shoes\n")
     expected = {"brand": ("New Balance",), "kind": ("shoes",)}
-    assert read_gazetteer(tmp_path / "terms.jsonl").terms == expected
-    assert read_gazetteer(tmp_path / "terms.csv").terms == expected
+    assert read_gazetteer(tmp_path / "terms.jsonl").gazetteer.terms == expected
+    assert read_gazetteer(tmp_path / "terms.csv").gazetteer.terms == expected
 
 
 @pytest.mark.parametrize(
