@@ -75,14 +75,41 @@ class Parity(_Part):
         return self.largest_difference <= tolerance and self.n_changed_decisions <= max_changed_decisions
 
 
+class RecipeTrial(_Part):
+    """One way of quantizing, measured on valid.
+
+    loss: float32 minus this of the loss measure. losses: the same of every metric. error: root mean square of the
+    outputs' differences from float32, as a share of the outputs' spread. batch_effect: largest difference of an output
+    between a request alone and in a batch. latency_ms: milliseconds in ONNX Runtime by cores and size of the batch
+    (`one_core_batch_1`, `all_cores_batch_32`), all recipes in turns. spared: products that were treated otherwise.
+    """
+
+    recipe: str
+    size_bytes: int
+    loss: float
+    losses: dict[str, float]
+    error: float
+    batch_effect: float
+    latency_ms: dict[str, float] = {}
+    spared: tuple[str, ...] = ()
+
+
 class Quantization(_Part):
-    """What INT8 costs: `loss` is float32 minus int8 of the main metric on valid; `kept` while at most `max_loss`."""
+    """What INT8 costs: `loss` is float32 minus int8 of `measure` on valid; `kept` while at most `max_loss`.
+
+    measure: the main metric, or the mean of two where a model answers two questions (None: the main metric).
+    recipe: the one that is kept, or that lost least. trials: all that were measured. float32_latency_ms: as in a trial.
+    """
 
     loss: float
     max_loss: float
     kept: bool
     parity: Parity
     """INT8 against float32 on valid; for information, as INT8 is judged by its loss."""
+    measure: str | None = None
+    recipe: str = "by_token"
+    trials: tuple[RecipeTrial, ...] = ()
+    float32_latency_ms: dict[str, float] = {}
 
 
 class Report(_Part):

@@ -23,9 +23,10 @@ from training.evaluate import Answered, AnyRows, Evaluation, answer, judge
 from training.fit import Fitted, Recorder
 from training.latency import latency
 from training.parity import compare
-from training.quantize import quantize
+from training.quantize import Source, choose
 
 _N_GOLDEN = 8
+_FEWEST_RESAMPLES = 1  # where only the metrics count, not their intervals
 
 
 class Proof:
@@ -61,9 +62,9 @@ class Proof:
         quantization = None
         settings: QuantizeConfig | None = getattr(self._config, "quantize", None)
         if settings is not None and settings.enabled:
-            quantization, evaluations["int8"] = self._quantize(settings, valid, evaluations["float32"]["valid"])
-            if not quantization.kept:
-                del evaluations["int8"]
+            quantization, its = self._quantize(settings, valid)
+            if its is not None:
+                evaluations["int8"] = its
         served: VariantName = "int8" if "int8" in evaluations else "float32"
         report = Report(
             family=self._contents.family,
@@ -111,29 +112,54 @@ class Proof:
         return parity
 
     def _quantize(
-        self, settings: QuantizeConfig, float32: list[Answered], reference: Evaluation
-    ) -> tuple[Quantization, dict[str, Evaluation]]:
-        """Make INT8 and weigh its loss on valid; beyond the budget its file is removed, and said so."""
-        quantize(self._directory / MODEL, self._directory / MODEL_INT8)
-        valid = self._answer("int8", self._splits.valid)
-        evaluations = self._evaluate("int8", valid)
-        before, after = (one.quality.metrics[self._main_metric] for one in (reference, evaluations["valid"]))
-        kept = before - after <= settings.max_loss
+        self, settings: QuantizeConfig, float32: list[Answered]
+    ) -> tuple[Quantization, dict[str, Evaluation] | None]:
+        """Choose a recipe for INT8 by its loss on valid; where none is within the budget there is no file, and said so.
+
+        The evaluations are those of the file, None without one.
+        """
+        chosen = choose(
+            Source(
+                path=self._directory / MODEL,
+                model=self._model,
+                contents=self._contents,
+                train=self._splits.train.requests(),
+                valid=self._splits.valid.requests(),
+                answered=float32,
+                metrics=self._metrics,
+            ),
+            self._directory / MODEL_INT8,
+            settings,
+            self._recorder,
+            is_timed=self._is_timed,
+        )
         parity = compare(
             self._model,
             self._contents,
             self._splits.valid.requests(),
             [one.outputs for one in float32],
-            valid,
+            chosen.answered,
             tolerance=self._config.export.tolerance,
         )
-        if not kept:
-            (self._directory / MODEL_INT8).unlink()
+        if not chosen.is_kept:
             self._recorder.say(
-                f"INT8 loses {before - after:.4f} of {self._main_metric} on valid, above its budget of "
+                f"INT8 loses {chosen.trial.loss:.4f} of {chosen.measure} on valid, above its budget of "
                 f"{settings.max_loss:g}: float32 is served"
             )
-        return Quantization(loss=before - after, max_loss=settings.max_loss, kept=kept, parity=parity), evaluations
+        quantization = Quantization(
+            loss=chosen.trial.loss,
+            max_loss=settings.max_loss,
+            kept=chosen.is_kept,
+            parity=parity,
+            measure=chosen.measure,
+            recipe=chosen.trial.recipe,
+            trials=chosen.trials,
+            float32_latency_ms=dict(chosen.float32_latency_ms),
+        )
+        return quantization, self._evaluate("int8", chosen.answered) if chosen.is_kept else None
+
+    def _metrics(self, valid: Sequence[Answered]) -> Mapping[str, float]:
+        return self._judge(self._splits.valid, valid, n_resamples=_FEWEST_RESAMPLES).quality.metrics
 
     def _write_golden(self, valid: Sequence[Answered]) -> None:
         """Write golden.json: the shortest, the longest and some other valid examples, through every variant."""
@@ -147,21 +173,25 @@ class Proof:
         }
         golden.write(self._directory, self._contents.signature, [by_length[i] for i in chosen], sessions)
 
-    def _evaluate(self, variant: VariantName, valid: list[Answered]) -> dict[str, Evaluation]:
+    def _evaluate(self, variant: VariantName, valid: Sequence[Answered]) -> dict[str, Evaluation]:
         evaluations: dict[str, Evaluation] = {}
         for split, rows in self._rows.items():
             self._recorder.progress(f"evaluate {variant}", len(evaluations), len(self._rows))
-            evaluations[split] = judge(
-                self._model,
-                self._contents,
-                rows,
-                valid if split == "valid" else self._answer(variant, rows),
-                config=self._config.evaluate,
-                seed=self._config.training.seed,
-                train_counts=self._train_counts,
-            )
+            answered = valid if split == "valid" else self._answer(variant, rows)
+            evaluations[split] = self._judge(rows, answered, n_resamples=self._config.evaluate.n_resamples)
         self._recorder.progress(f"evaluate {variant}", len(self._rows), len(self._rows))
         return evaluations
+
+    def _judge(self, rows: AnyRows, answered: Sequence[Answered], *, n_resamples: int) -> Evaluation:
+        return judge(
+            self._model,
+            self._contents,
+            rows,
+            answered,
+            config=self._config.evaluate.model_copy(update={"n_resamples": n_resamples}),
+            seed=self._config.training.seed,
+            train_counts=self._train_counts,
+        )
 
     def _variant(self, name: VariantName, evaluations: Mapping[str, Evaluation]) -> Variant:
         return Variant(

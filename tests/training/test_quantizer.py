@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 
 from models.session import OnnxSession
-from training.quantize import quantize
+from training.quantizer import quantize
 
 K, N = 16, 8
 
