@@ -110,7 +110,10 @@ class SplitDigest(_Part):
 
 
 class Manifest(Contents):
-    """All of `manifest.json`; `files` maps every other file of the bundle to its sha256."""
+    """All of `manifest.json`; `files` maps every other file of the bundle to its sha256.
+
+    int8_recipe: how `model.int8.onnx` was made, where there is one (`training.recipes`).
+    """
 
     format: int
     name: str
@@ -120,4 +123,5 @@ class Manifest(Contents):
     data: dict[str, SplitDigest]
     code_version: str
     tolerance: float
+    int8_recipe: str | None = None
     files: dict[str, str]

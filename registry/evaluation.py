@@ -142,6 +142,11 @@ class Report(_Part):
             ) from error
 
     @property
+    def int8_recipe(self) -> str | None:
+        """How the bundle's INT8 was made; None where it has none."""
+        return self.quantization.recipe if self.quantization is not None and self.quantization.kept else None
+
+    @property
     def served(self) -> Variant:
         """The variant that gateways serve."""
         return self.variants[self.served_variant]

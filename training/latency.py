@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import cycle, islice
 from pathlib import Path
 from typing import Any
@@ -54,8 +54,9 @@ def side_by_side(
 ) -> dict[str, dict[str, float]]:
     """Milliseconds in ONNX Runtime of several models on the same batches: name -> `CORES_batch_SIZE` -> median.
 
-    Timed are one request of median length, and 32 such (texts only: lists are batches already), on one core and the 32
-    on all cores. The models take turns, so that what slows the machine slows all of them.
+    Timed are one request of median length, and 32 such (texts only: lists are batches already), on one core (in time of
+    the processor, which other programs do not lengthen) and the 32 on all cores. The models take turns, so that what
+    slows the machine slows all of them.
     """
     by_length = sorted(encoded, key=lambda one: one.length)
     if not by_length:
@@ -68,26 +69,26 @@ def side_by_side(
         for size in sizes if n_threads else sizes[-1:]:
             first = max(0, min(middle - size // 2, len(by_length) - size))
             batch = collate(list(islice(cycle(by_length[first:]), size)), signature)
-            for name, times_s in _in_turns(runs, batch).items():
+            for name, times_s in _in_turns(runs, batch, time.thread_time if n_threads else time.perf_counter).items():
                 figures[name][f"{cores}_batch_{size}"] = float(np.median(times_s) * 1e3)
     return figures
 
 
-def _in_turns(runs: Mapping[str, Run], batch: Arrays) -> dict[str, list[float]]:
+def _in_turns(runs: Mapping[str, Run], batch: Arrays, clock: Callable[[], float]) -> dict[str, list[float]]:
     """Seconds of a call, round by round; a round has as many calls as the fastest model makes in 50 ms."""
     n_calls = 1
     for warm in runs.values():
-        begin = time.perf_counter()
+        begin = clock()
         warm(batch)
         warm(batch)
-        n_calls = max(n_calls, min(20, int(_ROUND_S / (time.perf_counter() - begin) * 2)))
+        n_calls = max(n_calls, min(20, int(_ROUND_S / (clock() - begin) * 2)))
     times_s: dict[str, list[float]] = {name: [] for name in runs}
     for _ in range(_N_ROUNDS):
         for name, run in runs.items():
-            begin = time.perf_counter()
+            begin = clock()
             for _ in range(n_calls):
                 run(batch)
-            times_s[name].append((time.perf_counter() - begin) / n_calls)
+            times_s[name].append((clock() - begin) / n_calls)
     return times_s
 
 

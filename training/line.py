@@ -20,6 +20,7 @@ from registry.bundle import Bundle, draft, seal
 from registry.evaluation import Report
 from registry.references import check_name
 from registry.tracking import FINGERPRINT, Tracking
+from training import recipe_report
 from training.config import TrainConfig, parse
 from training.data.splits import Splits
 from training.evaluate import evaluate
@@ -109,6 +110,7 @@ def run(order: Order, tracking: Tracking, terminal: Recorder) -> Trained:
                 data=digests,
                 code_version=metadata.version("rankyard"),
                 tolerance=_GOLDEN_TOLERANCE,
+                int8_recipe=report.int8_recipe,
                 files={},
             )
             bundle = seal(directory, manifest, tracking.workspace.bundles)
@@ -116,6 +118,10 @@ def run(order: Order, tracking: Tracking, terminal: Recorder) -> Trained:
             for name, figure in pictures(splits.named()[split], evaluation).items():
                 record.figure(figure, f"{split}/{name}")
         record.figure(latency_bars({name: variant.latency for name, variant in report.variants.items()}), "latency")
+        if recipes := recipe_report.table(report):
+            record.text(recipes, "int8_recipes.md")
+        if (drawn := recipe_report.picture(report)) is not None:
+            record.figure(drawn, "int8_recipes")
         version = tracking.register(bundle, record)
         trained = Trained(order.name, version, record.id, bundle, report, time.perf_counter() - started)
         record.describe(trained.summary())

@@ -16,7 +16,7 @@ from registry.predictions import Predictions
 from registry.tracking import Tracking
 from registry.workspace import Workspace
 from tests.tiny_encoder import write_encoder
-from training import line, proof
+from training import line, proof, quantize
 from training.config import parse
 from training.terminal import Terminal
 
@@ -138,21 +138,21 @@ def test_int8_beyond_its_budget_is_left_out_and_said(
     monkeypatch: pytest.MonkeyPatch,
     capfd: pytest.CaptureFixture[str],
 ) -> None:
-    honest = proof.quantize
+    honest = quantize.quantize
 
-    def coarse(float32: Path, int8: Path) -> None:
+    def coarse(float32: Path, int8: Path, *arguments: Any, **settings: Any) -> None:
         """A quantizer that loses everything: the network without its weights."""
         import onnx
         from onnx import numpy_helper
 
-        honest(float32, int8)
+        honest(float32, int8, *arguments, **settings)
         model = onnx.load(str(float32))
         for tensor in model.graph.initializer:
             if "weight" in tensor.name.lower() or len(tensor.dims) == 2:
                 tensor.CopyFrom(numpy_helper.from_array(np.zeros_like(numpy_helper.to_array(tensor)), tensor.name))
         onnx.save(model, str(int8))
 
-    monkeypatch.setattr(proof, "quantize", coarse)
+    monkeypatch.setattr(quantize, "quantize", coarse)
     strict = joint | {"quantize": {"max_loss": 0.01}, "training": joint["training"] | {"epochs": 6}}
     trained = line.run(order(strict, data, "coarse"), tracking, Terminal())
     assert MODEL_INT8 not in trained.bundle.manifest.files
