@@ -23,7 +23,6 @@ from training.evaluate import AnyRows, Run
 BATCH_SIZES = (1, 8, 32)
 LIST_SIZES = (10, 100, 1000)
 
-_BATCHED = 32
 _ROUND_S = 0.05
 _N_ROUNDS = 9
 _N_CALLS = 200
@@ -54,15 +53,15 @@ def side_by_side(
 ) -> dict[str, dict[str, float]]:
     """Milliseconds in ONNX Runtime of several models on the same batches: name -> `CORES_batch_SIZE` -> median.
 
-    Timed are one request of median length, and 32 such (texts only: lists are batches already), on one core (in time of
-    the processor, which other programs do not lengthen) and the 32 on all cores. The models take turns, so that what
-    slows the machine slows all of them.
+    Timed are 1, 8 and 32 requests of median length (lists, which are batches already: 1) on one core, in time of the
+    processor, which other programs do not lengthen, and the largest batch on all cores. The models take turns, so that
+    what slows the machine slows all of them.
     """
     by_length = sorted(encoded, key=lambda one: one.length)
     if not by_length:
         return {}
     middle = len(by_length) // 2
-    sizes = (1, _BATCHED) if signature.layout == "rows" else (1,)
+    sizes = BATCH_SIZES if signature.layout == "rows" else (1,)
     figures: dict[str, dict[str, float]] = {name: {} for name in files}
     for cores, n_threads in (("one_core", 1), ("all_cores", 0)):
         runs = {name: OnnxSession(path, n_threads=n_threads).run for name, path in files.items()}

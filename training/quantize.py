@@ -12,8 +12,8 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from models.batch import Arrays, collate, split
-from models.manifest import Contents
+from models.batch import Arrays, Encoded, collate, split
+from models.manifest import Contents, Signature
 from models.metrics import MAIN_METRIC
 from models.model import Model
 from models.session import OnnxSession
@@ -159,7 +159,7 @@ class _Sweep:
             loss=float(np.mean([losses[metric] for metric in self._measures])),
             losses=losses,
             error=relative_error(source.answered, answered),
-            batch_effect=self._batch_effect(session),
+            batch_effect=batch_effect(session, [one.encoded for one in answered], source.contents.signature),
             spared=spared,
         )
         self.trials[name], self.answered[name] = trial, answered
@@ -214,21 +214,6 @@ class _Sweep:
         n_spared = min(int(np.searchsorted(shares, _SPARED_ERROR)) + 1, max(1, int(_MAX_SPARED * len(worst))))
         return tuple(worst[:n_spared])
 
-    def _batch_effect(self, session: OnnxSession) -> float:
-        """Largest difference of an output between the shortest, the longest and others together, and each alone."""
-        signature = self._source.contents.signature
-        by_length = sorted((one.encoded for one in self._source.answered), key=lambda one: one.length)
-        places = np.unique(np.linspace(0, len(by_length) - 1, num=_N_JOINED, dtype=np.int64))
-        together = [by_length[i] for i in places]
-        joined = split(session.run(collate(together, signature)), together, signature)
-        effect = 0.0
-        for one, outputs in zip(together, joined, strict=True):
-            alone = split(session.run(collate([one], signature)), [one], signature)[0]
-            for name, array in alone.items():
-                difference = _unpadded(array, one.length) - _unpadded(outputs[name], one.length)
-                effect = max(effect, float(np.abs(difference).max(initial=0.0)))
-        return effect
-
 
 def loss_measures(contents: Contents, metrics: Mapping[str, float]) -> tuple[str, ...]:
     """Metrics whose mean is the loss measure: the family's main one, and a tagger's `intent_accuracy` where joint."""
@@ -245,6 +230,22 @@ def relative_error(expected: Sequence[Answered], found: Sequence[Answered]) -> f
         wanted_N, ours_N = (np.concatenate([array.ravel() for array in arrays]) for arrays in (wanted, ours))
         shares.append(float(np.mean((wanted_N - ours_N) ** 2) / max(float(wanted_N.var()), 1e-12)))
     return float(np.sqrt(np.mean(shares))) if shares else 0.0
+
+
+def batch_effect(session: OnnxSession, encoded: Sequence[Encoded], signature: Signature) -> float:
+    """Largest difference of an output between eight requests, from the shortest to the longest, together and alone."""
+    by_length = sorted(encoded, key=lambda one: one.length)
+    places = np.unique(np.linspace(0, len(by_length) - 1, num=_N_JOINED, dtype=np.int64))
+    together = [by_length[i] for i in places]
+    effect = 0.0
+    for one, outputs in zip(
+        together, split(session.run(collate(together, signature)), together, signature), strict=True
+    ):
+        alone = split(session.run(collate([one], signature)), [one], signature)[0]
+        for name, array in alone.items():
+            difference = _unpadded(array, one.length) - _unpadded(outputs[name], one.length)
+            effect = max(effect, float(np.abs(difference).max(initial=0.0)))
+    return effect
 
 
 def _unpadded(output: NDArray[np.generic], length: int) -> NDArray[np.float64]:
