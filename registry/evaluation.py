@@ -15,7 +15,7 @@ from models.manifest import FamilyName
 
 EVALUATION = "evaluation.json"
 
-VariantName = Literal["float32", "int8"]
+VariantName = Literal["float32", "int8", "fp16"]
 
 
 class _Part(BaseModel):
@@ -113,7 +113,10 @@ class Quantization(_Part):
 
 
 class Report(_Part):
-    """All of `evaluation.json`. `parity` is of the float32 export against the library that trained it, on valid."""
+    """All of `evaluation.json`; latency is of the variants that a CPU serves.
+
+    parity: of the float32 export against the library that trained it, on valid.
+    """
 
     family: FamilyName
     main_metric: str
@@ -121,6 +124,8 @@ class Report(_Part):
     variants: dict[VariantName, Variant]
     parity: Parity
     quantization: Quantization | None = None
+    fp16: Parity | None = None
+    """FP16 against float32 on valid, on the CPU."""
 
     def save(self, directory: Path) -> None:
         """Write `evaluation.json` into a bundle's draft."""

@@ -42,6 +42,8 @@ class QuantizeConfig(Config):
     """`default`: the first of a short list that is within the budget; otherwise the best of those named, or of all."""
     objective: Literal["latency", "size"] = "latency"
     """What makes a recipe within the budget the best."""
+    fp16: bool = False
+    """Write `model.fp16.onnx` for GPUs too, kept within the same budget; served where `fp16` is asked for by name."""
 
     @field_validator("recipes")
     @classmethod

@@ -26,7 +26,7 @@ from training.data.splits import Splits
 from training.evaluate import evaluate
 from training.fit import Checkpoint, Fitted, Recorder
 from training.pictures import latency_bars, pictures
-from training.proof import Proof
+from training.proof import FP16_MARGIN, Proof
 
 
 def family_of(task: FamilyName) -> Any:
@@ -111,6 +111,7 @@ def run(order: Order, tracking: Tracking, terminal: Recorder) -> Trained:
                 code_version=metadata.version("rankyard"),
                 tolerance=_GOLDEN_TOLERANCE,
                 int8_recipe=report.int8_recipe,
+                fp16_tolerance=None if report.fp16 is None else FP16_MARGIN * report.fp16.largest_difference,
                 files={},
             )
             bundle = seal(directory, manifest, tracking.workspace.bundles)

@@ -15,15 +15,19 @@ from models.metrics import MAIN_METRIC
 from models.model import Model, open_model
 from models.session import OnnxSession
 from registry import golden
-from registry.bundle import MODEL, MODEL_INT8, VARIANTS
+from registry.bundle import MODEL, MODEL_FP16, MODEL_INT8, VARIANTS
 from registry.evaluation import Parity, Quantization, Report, Variant, VariantName
 from training.config import QuantizeConfig, TrainConfig
 from training.data.splits import RankingRows, Splits
 from training.evaluate import Answered, AnyRows, Evaluation, answer, judge
 from training.fit import Fitted, Recorder
+from training.half import to_fp16
 from training.latency import latency
 from training.parity import compare
-from training.quantize import Source, choose
+from training.quantize import Source, choose, loss_measures
+
+FP16_MARGIN = 4
+"""How many times the difference of FP16 from float32 another processor's FP16 may be off: it rounds elsewhere."""
 
 _N_GOLDEN = 8
 _FEWEST_RESAMPLES = 1  # where only the metrics count, not their intervals
@@ -65,6 +69,11 @@ class Proof:
             quantization, its = self._quantize(settings, valid)
             if its is not None:
                 evaluations["int8"] = its
+        fp16 = None
+        if settings is not None and settings.fp16:
+            fp16, its = self._halve(settings, valid)
+            if its is not None:
+                evaluations["fp16"] = its
         served: VariantName = "int8" if "int8" in evaluations else "float32"
         report = Report(
             family=self._contents.family,
@@ -73,6 +82,7 @@ class Proof:
             variants={name: self._variant(name, its) for name, its in evaluations.items()},
             parity=parity,
             quantization=quantization,
+            fp16=fp16,
         )
         report.save(self._directory)
         list(evaluations[served].values())[-1].predictions.save(self._directory)
@@ -133,14 +143,6 @@ class Proof:
             self._recorder,
             is_timed=self._is_timed,
         )
-        parity = compare(
-            self._model,
-            self._contents,
-            self._splits.valid.requests(),
-            [one.outputs for one in float32],
-            chosen.answered,
-            tolerance=self._config.export.tolerance,
-        )
         if not chosen.is_kept:
             self._recorder.say(
                 f"INT8 loses {chosen.trial.loss:.4f} of {chosen.measure} on valid, above its budget of "
@@ -150,13 +152,37 @@ class Proof:
             loss=chosen.trial.loss,
             max_loss=settings.max_loss,
             kept=chosen.is_kept,
-            parity=parity,
+            parity=self._compare(float32, chosen.answered),
             measure=chosen.measure,
             recipe=chosen.trial.recipe,
             trials=chosen.trials,
             float32_latency_ms=dict(chosen.float32_latency_ms),
         )
         return quantization, self._evaluate("int8", chosen.answered) if chosen.is_kept else None
+
+    def _halve(
+        self, settings: QuantizeConfig, float32: list[Answered]
+    ) -> tuple[Parity | None, dict[str, Evaluation] | None]:
+        """Write FP16 and weigh its loss on valid as INT8's; beyond the budget its file is removed, and said so."""
+        to_fp16(self._directory / MODEL, self._directory / MODEL_FP16)
+        valid = self._answer("fp16", self._splits.valid)
+        before, after = self._metrics(float32), self._metrics(valid)
+        loss = float(np.mean([before[name] - after[name] for name in loss_measures(self._contents, before)]))
+        if not loss <= settings.max_loss:
+            (self._directory / MODEL_FP16).unlink()
+            self._recorder.say(f"FP16 loses {loss:.4f} on valid, above its budget of {settings.max_loss:g}: left out")
+            return None, None
+        return self._compare(float32, valid), self._evaluate("fp16", valid)
+
+    def _compare(self, float32: Sequence[Answered], answered: Sequence[Answered]) -> Parity:
+        return compare(
+            self._model,
+            self._contents,
+            self._splits.valid.requests(),
+            [one.outputs for one in float32],
+            answered,
+            tolerance=self._config.export.tolerance,
+        )
 
     def _metrics(self, valid: Sequence[Answered]) -> Mapping[str, float]:
         return self._judge(self._splits.valid, valid, n_resamples=_FEWEST_RESAMPLES).quality.metrics
@@ -203,7 +229,7 @@ class Proof:
                 list(self._rows.values())[-1],
                 seed=self._config.training.seed,
             )
-            if self._is_timed
+            if self._is_timed and name != "fp16"
             else {},
             size_bytes=(self._directory / VARIANTS[name]).stat().st_size,
         )

@@ -162,6 +162,20 @@ def test_int8_beyond_its_budget_is_left_out_and_said(
     assert "above its budget of 0.01: float32 is served" in capfd.readouterr().err
 
 
+def test_half_precision_is_written_and_proved_where_it_is_asked_for(
+    tracking: Tracking, data: Path, joint: dict[str, Any]
+) -> None:
+    settings = {"quantize": {"max_loss": 1.0, "recipes": ["by_token"], "fp16": True}}
+    trained = line.run(order(joint | settings, data, "half"), tracking, Terminal())
+    manifest, report = trained.bundle.manifest, trained.report
+    assert {MODEL_INT8, "model.fp16.onnx"} < set(manifest.files)
+    assert (report.served_variant, manifest.int8_recipe) == ("int8", "by_token")
+    assert report.variants["fp16"].size_bytes < report.variants["float32"].size_bytes
+    assert report.fp16 is not None
+    assert manifest.fp16_tolerance == 4 * report.fp16.largest_difference > 0
+    golden.check(trained.bundle, "fp16", OnnxSession(trained.bundle.model_file("fp16")).run)
+
+
 def test_data_that_cannot_be_read_leaves_no_run(tmp_path: Path) -> None:
     (tmp_path / "data").mkdir()
     workspace = Workspace(tmp_path / "workspace")
