@@ -279,7 +279,7 @@ def _deploy(options: argparse.Namespace) -> Answer:
     from serving.triton.config import TritonSettings
     from serving.triton.repository import deploy
 
-    settings = TritonSettings(backend=options.backend)
+    settings = TritonSettings(backend=options.backend, variant=options.variant)
     deployed = deploy(
         _workspace(options).deployment, options.names, Path(options.repository), settings, options.triton_url
     )
@@ -460,6 +460,7 @@ def _parser() -> argparse.ArgumentParser:
         default="python",
         help="Triton's backend (default: python, which every server has; containers have onnxruntime too)",
     )
+    deploy.add_argument("--variant", choices=("float32", "int8", "fp16"), help="default: each bundle's own choice")
 
     triton = command("triton", _triton, "run a local Triton server, without a container")
     triton.add_argument("what", choices=("up", "down", "status"))

@@ -22,13 +22,14 @@ from registry.bundle import Bundle, draft, seal
 from registry.evaluation import Report
 from registry.references import check_name
 from registry.tracking import FINGERPRINT, Tracking
+from training import recipe_report
 from training.config import TrainConfig, parse
 from training.data.splits import Splits
 from training.data.unlabelled import read_unlabelled
 from training.evaluate import evaluate
 from training.fit import Checkpoint, Fitted, Recorder
 from training.pictures import latency_bars, pictures, propensity_curve
-from training.proof import Proof
+from training.proof import FP16_MARGIN, Proof
 
 
 def family_of(task: FamilyName) -> Any:
@@ -120,6 +121,8 @@ def run(order: Order, tracking: Tracking, terminal: Recorder) -> Trained:
                 code_version=metadata.version("rankyard"),
                 teacher=teacher,
                 tolerance=_GOLDEN_TOLERANCE,
+                int8_recipe=report.int8_recipe,
+                fp16_tolerance=None if report.fp16 is None else FP16_MARGIN * report.fp16.largest_difference,
                 files={},
             )
             bundle = seal(directory, manifest, tracking.workspace.bundles)
@@ -129,6 +132,10 @@ def run(order: Order, tracking: Tracking, terminal: Recorder) -> Trained:
         record.figure(latency_bars({name: variant.latency for name, variant in report.variants.items()}), "latency")
         if contents.propensities is not None:
             record.figure(propensity_curve(contents.propensities), "propensities")
+        if recipes := recipe_report.table(report):
+            record.text(recipes, "int8_recipes.md")
+        if (drawn := recipe_report.picture(report)) is not None:
+            record.figure(drawn, "int8_recipes")
         version = tracking.register(bundle, record)
         trained = Trained(order.name, version, record.id, bundle, report, time.perf_counter() - started)
         record.describe(trained.summary())
