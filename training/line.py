@@ -20,6 +20,7 @@ from registry.bundle import Bundle, draft, seal
 from registry.evaluation import Report
 from registry.references import check_name
 from registry.tracking import FINGERPRINT, Tracking
+from training.checks.report import PAGE, report_on
 from training.config import TrainConfig, parse
 from training.data.splits import Splits
 from training.evaluate import evaluate
@@ -80,8 +81,9 @@ def run(order: Order, tracking: Tracking, terminal: Recorder) -> Trained:
     check_name(order.name)
     config, family = order.config, family_of(order.config.task)
     splits: Splits[Any] = family.read(order.data, config)
-    for note in splits.notes:
-        terminal.say(f"note: {note}")
+    found = report_on(splits, config)
+    for sentence in found.said(f"{PAGE} of the run"):
+        terminal.say(sentence)
     digests = _digests(splits)
     settings = config.model_dump(mode="json")
     fingerprint = _sha256({"config": settings, "data": {split: one.sha256 for split, one in digests.items()}})
@@ -92,6 +94,7 @@ def run(order: Order, tracking: Tracking, terminal: Recorder) -> Trained:
         record.tags({FINGERPRINT: fingerprint})
         record.parameters(settings)
         record.datasets(order.name, digests)
+        record.text(found.html(), PAGE)
         recorder = _Both(record, terminal)
         checkpoint = Checkpoint(tracking.workspace.checkpoints / order.name, fingerprint, order.resume)
         fitted: Fitted = family.fit(config, splits, recorder, checkpoint)

@@ -49,6 +49,12 @@ def read_parquet(path: Path) -> RankingRows:
     return to_rows(documents, problems, digest(content))
 
 
+def has_only_texts(path: Path) -> bool:
+    """Tell whether a file has `query` and `title` and no numeric feature; DataError where it is no Parquet file."""
+    names = {*_table(read_bytes(path), path.name).column_names}
+    return {*TEXTS} <= names and not names - {*KEYS, *TEXTS}
+
+
 def _table(content: bytes, file: str) -> pa.Table:
     try:
         return pq.read_table(pa.BufferReader(content))
