@@ -36,6 +36,8 @@ def _types(rows: TaggingRows) -> Counter[str]:
 def _balance(what: str, counts: Mapping[str, Counter[str]]) -> list[Finding]:
     train = counts["train"]
     ordered = sorted(train, key=lambda name: (-train[name], name))
+    if not ordered:
+        return []
     most, least = train[ordered[0]], train[ordered[-1]]
     noun, unit = ("row", "rows") if what == "label" else ("entity", "entities")
     shown = ordered if len(ordered) <= _MAX_BARS else [*ordered[: _MAX_BARS // 2], *ordered[-_MAX_BARS // 2 :]]
@@ -94,7 +96,10 @@ def _untagged(named: Mapping[str, Texts]) -> list[Finding]:
     n_without = sum(all(tag == OUTSIDE for tag in tags) for tags in train.tags)
     if not n_without:
         return []
-    sentence = f"{n_without:,} of the {len(train):,} train texts have no entity: they teach what to leave alone"
+    sentence = (
+        f"{n_without:,} of the {len(train):,} train texts {verb(n_without, 'has', 'have')} no entity: they teach what "
+        "to leave alone"
+    )
     return [Finding("untagged_texts", "note", n_without, sentence)]
 
 

@@ -81,7 +81,7 @@ def cross_validated(
         held = np.flatnonzero(folds_N == fold)
         held_NF, held_N = features_NF[held], classes_N[held]
         counts_CF = np.maximum(all_CF - _sums(held_NF, held_N, n_classes), 0) + _SMOOTHING
-        prior_C = np.log(all_C - np.bincount(held_N, minlength=n_classes) + _SMOOTHING)
+        prior_C = np.log(np.maximum(all_C - np.bincount(held_N, minlength=n_classes), _SMOOTHING))
         logits_NC[held] = held_NF @ (np.log(counts_CF) - np.log(counts_CF.sum(axis=1, keepdims=True))).T + prior_C
     return _tempered(logits_NC, classes_N)
 

@@ -88,8 +88,10 @@ def _across(earlier: _Split, later: _Split) -> list[Finding]:
         {
             f"text in {later.name}": later.texts[here],
             "row": here + 1,
-            f"answer in {later.name}": later.shown(here),
-            f"answer in {earlier.name}": earlier.shown(there),
+            "answer": later.shown(here),
+            f"answer in {earlier.name}": "the same"
+            if later.answer(here) == earlier.answer(there)
+            else earlier.shown(there),
             "also": f"{earlier.name} row {there + 1}" + ("" if here in exact else f": {earlier.texts[there]}"),
         }
         for here, there in (exact | close).items()

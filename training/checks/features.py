@@ -18,7 +18,8 @@ _NEARLY_ALL = 0.99
 _PERFECT = 0.98
 """ndcg@10 of a single feature that only a leak reaches."""
 _STRONG = 0.9
-"""ndcg@10 of a single feature from which it is held against all others together."""
+_MIN_OTHERS = 3
+"""ndcg@10 of a single feature from which it is held against so many others, or more, together."""
 _DRIFTED = 0.25
 """Population stability index from which a shift is called significant (Siddiqi 2006, "Credit Risk Scorecards")."""
 _N_BINS = 10
@@ -144,7 +145,7 @@ def _leaks(train: Judged, is_constant_F: NDArray[np.bool_], seed: int) -> list[F
             f"{verb(len(names), 'it', 'them')}; drop what is not known when a query comes in"
         )
         return [Finding("leaking_features", "warning", scores[best][0], sentence, examples(rows), chart)]
-    if scores[best][0] >= _STRONG and len(ranked) > 1:
+    if scores[best][0] >= _STRONG and len(ranked) > _MIN_OTHERS:
         together = _ndcg_without(train, best, seed)
         if scores[best][0] > together:
             sentence = (

@@ -41,7 +41,7 @@ def judgement_noise(train: Judged, rows: RankingRows, seed: int) -> list[Finding
             {
                 "query": request.text or rows.query_ids[row],
                 "document": request.ids[place],
-                "title": "" if request.texts is None else request.texts[place],
+                **({} if request.texts is None else {"title": request.texts[place]}),
                 "relevance": int(train.labels[document]),
                 "predicted": round(float(predicted_N[document]), 2),
             }

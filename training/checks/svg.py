@@ -15,7 +15,7 @@ _HEIGHT, _FOOT, _HEAD = 170, 24, 18
 
 
 def svg(chart: Chart) -> str:
-    """Draw the chart; a screen reader reads its title, the figures are in the table that the page adds."""
+    """Draw the chart. A screen reader reads its title; the figures of several series are in the table beside it."""
     height, body = _bars(chart) if chart.kind == "bars" else _columns(chart)
     return (
         f'<svg viewBox="0 0 {_WIDTH} {height}" width="{_WIDTH}" height="{height}" role="img" '
@@ -43,10 +43,8 @@ def _bars(chart: Chart) -> tuple[int, list[str]]:
             body.append(
                 f'<rect class="s{place}" x="{_NAMES}" y="{y:g}" width="{max(width, 0.5):.1f}" height="{_BAR - 1}"/>'
             )
-        first = next(iter(chart.series.values()))[row]
-        longest = max(values[row] for values in chart.series.values())
-        x = _NAMES + room * longest / largest + 6
-        body.append(f'<text x="{x:.1f}" y="{middle:g}">{number(first)}</text>')
+            if most == 1:
+                body.append(f'<text x="{_NAMES + width + 6:.1f}" y="{middle:g}">{number(values[row])}</text>')
     return row_height * len(chart.names) + 4, body
 
 
@@ -65,10 +63,10 @@ def _columns(chart: Chart) -> tuple[int, list[str]]:
             body.append(
                 f'<rect class="s{place}" x="{x:.1f}" y="{y:.1f}" width="{width - 1:.1f}" height="{height:.1f}"/>'
             )
-        highest = max(values[column] for values in chart.series.values())
-        first = next(iter(chart.series.values()))[column]
-        y = _HEAD + _HEIGHT - _HEIGHT * highest / largest - 5
-        body.append(f'<text x="{middle:.1f}" y="{y:.1f}" text-anchor="middle">{number(first)}</text>')
+            if n_series == 1:
+                body.append(
+                    f'<text x="{middle:.1f}" y="{y - 5:.1f}" text-anchor="middle">{number(values[column])}</text>'
+                )
     return _HEAD + _HEIGHT + _FOOT, body
 
 
