@@ -52,6 +52,9 @@ class RankingModel:
         self._names = contents.features or ()
         self._columns = {name: column for column, name in enumerate(self._names)}
         self._featurizer = featurizer
+        # A bundle of an earlier version may have fewer computed features.
+        computed = () if featurizer is None else featurizer.names
+        self._computed = {name: place for place, name in enumerate(computed) if name in self._columns}
         self._pairs = pairs
         self._has_mask = any(spec.name == "mask" for spec in contents.signature.inputs)
 
@@ -72,7 +75,8 @@ class RankingModel:
             matrix_DF[:, self._column(name)] = column_D
         if self._featurizer is not None:
             pairs_DF = self._featurizer.transform(request.text, _texts(request))
-            matrix_DF[:, : pairs_DF.shape[1]] = pairs_DF
+            for name, place in self._computed.items():
+                matrix_DF[:, self._columns[name]] = pairs_DF[:, place]
         if self._has_mask:
             return Encoded({"features": matrix_DF, "mask": np.ones(len(matrix_DF), dtype=np.float32)})
         return Encoded({"features": matrix_DF})
@@ -99,7 +103,7 @@ class RankingModel:
                 f"a feature must be one of the model's ({known}), got {name!r}; leave it out or correct its name",
                 field=f"features.{name}",
             ) from None
-        if self._featurizer is not None and column < self._featurizer.n_features:
+        if name in self._computed:
             raise InputError(
                 f"{name!r} is computed from the texts, it cannot be sent; leave it out", field=f"features.{name}"
             )

@@ -59,7 +59,6 @@ def neighbours_of(
     texts: Iterable[str], tokenizer: Tokenizer, table_VD: NDArray[np.float32], n_neighbours: int = 8
 ) -> dict[str, tuple[str, ...]]:
     """Find for the words of `texts` that are one token the nearest such words of the vocabulary, by cosine."""
-    tokenizer.no_padding()
     tokens = {token: tokenizer.decode([token]).strip() for token in range(len(table_VD))}
     own = {token: word for token, word in tokens.items() if word.isalpha() and _ids(tokenizer, word) == [token]}
     places = {word: place for place, word in enumerate(own.values())}
@@ -74,7 +73,9 @@ def neighbours_of(
         likeness = vectors_WD[rows] @ vectors_WD.T
         likeness[np.arange(len(rows)), rows] = -np.inf
         n_kept = min(n_neighbours, len(vocabulary) - 1)
-        nearest = np.argsort(-likeness, axis=1, kind="stable")[:, :n_kept]
+        nearest = np.argpartition(-likeness, n_kept, axis=1)[:, :n_kept]
+        order = np.argsort(-np.take_along_axis(likeness, nearest, axis=1), axis=1, kind="stable")
+        nearest = np.take_along_axis(nearest, order, axis=1)
         found |= {word: tuple(vocabulary[i] for i in row) for word, row in zip(some, nearest.tolist(), strict=True)}
     return found
 

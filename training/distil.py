@@ -17,7 +17,6 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from tokenizers import Tokenizer
 from torch import Tensor
 from torch.nn import functional
 
@@ -62,7 +61,7 @@ def fit(
     if n_refused:
         recorder.say(f"note: {n_refused} unlabelled or generated texts are longer than the teacher reads; left out")
     examples = [*encoded["train"], *more]
-    answers = teacher.answer(examples, recorder)
+    answers = teacher.answer(examples, lambda n_done: recorder.progress("teacher", n_done, len(examples)))
     facts = train(
         drafted.network,
         drafted.contents.signature,
@@ -105,7 +104,7 @@ def _draft(config: StudentConfig, teacher: Teacher) -> Draft:
         raise TypeError(f"a teacher that was opened reads tokens, got {text!r}")
     torch.manual_seed(config.training.seed)
     encoder = student_encoder(
-        torch.from_numpy(teacher.embeddings),
+        torch.from_numpy(teacher.token_vectors),
         **config.model.model_dump(exclude={"kind"}),
         n_positions=text.max_tokens,
         pad=pad,
@@ -153,8 +152,7 @@ def _more_texts(
     logged = [] if splits.unlabelled is None else [text for text in splits.unlabelled.texts if text not in known]
     if not config.training.n_generated:
         return logged
-    tokenizer = Tokenizer.from_file(str(teacher.bundle.path / TOKENIZER))
-    neighbours = neighbours_of(texts, tokenizer, teacher.embeddings)
+    neighbours = neighbours_of(texts, teacher.tokenizer, teacher.token_vectors)
     n_wanted = config.training.n_generated * len(texts)
     groups = splits.train.labels or [""] * len(texts)
     return [*logged, *augment(texts, groups, n_wanted, neighbours, config.training.seed)]

@@ -30,9 +30,9 @@ def intent_loss(targets_N: NDArray[np.int64], *, label_smoothing: float = 0.0) -
     return loss
 
 
-def labels_loss(targets_NC: NDArray[np.float32], *, label_smoothing: float = 0.0) -> Loss:
+def labels_loss(is_label_NC: NDArray[np.bool_], *, label_smoothing: float = 0.0) -> Loss:
     """Binary cross-entropy of each of `intent_logits` [B, C], mean over texts of the sum over labels."""
-    smoothed_NC = targets_NC * np.float32(1 - label_smoothing) + np.float32(label_smoothing / 2)
+    smoothed_NC = is_label_NC.astype(np.float32) * np.float32(1 - label_smoothing) + np.float32(label_smoothing / 2)
 
     def loss(outputs: Mapping[str, Tensor], chosen: NDArray[np.int64]) -> Tensor:
         targets_BC = torch.from_numpy(smoothed_NC[chosen])

@@ -167,43 +167,30 @@ def fit_intent(
 ) -> FittedNetwork:
     """Fine-tune an encoder with an intent head, stopped early on the accuracy of the valid rows, and calibrate it."""
     check_scope(config.scope, splits)
-    settings, rows, valid = config.training, splits.train, splits.valid
-    labels = known_labels(rows.each_label(), rows.file)
-    drafted = _draft(config.model, settings, labels=labels)
-    if rows.label_sets is not None:
-        several = drafted.contents.model_copy(update={"gives_several_labels": True})
-        drafted = replace(drafted, contents=several)
-    network = IntentNetwork(
-        drafted.network.encoder,
-        n_labels=len(labels),
-        dropout=config.model.dropout,
-        cosine_scale=settings.cosine_scale,
-    )
-    drafted = replace(drafted, network=network)
+    settings, valid = config.training, splits.valid
+    labels = known_labels(splits.train.each_label(), splits.train.file)
+    drafted, network = _intent_draft(config, labels, gives_several=splits.train.label_sets is not None)
     model = IntentModel(drafted.contents, drafted.reader)
+    signature = drafted.contents.signature
     encoded = drafted.encode(splits, model.encode)
-    examples, label_sets = list(encoded["train"]), list(rows.sets())
+    examples, label_sets = list(encoded["train"]), list(splits.train.sets())
     if settings.label_names:
         named = [label for label in labels if label != OOS_LABEL]
         examples += [model.encode(label.replace("_", " ")) for label in named]
         label_sets += [(label,) for label in named]
     is_label_NC = indicators(label_sets, labels)
-    signature = drafted.contents.signature
     if settings.cosine_scale is not None:
         network.start_from(class_means(network, examples, is_label_NC, signature))
-    if rows.label_sets is not None:
-        loss = labels_loss(is_label_NC.astype(np.float32), label_smoothing=settings.label_smoothing)
-    else:
-        loss = intent_loss(is_label_NC.argmax(axis=1), label_smoothing=settings.label_smoothing)
 
     def score(outputs: list[Arrays]) -> Score:
-        readings = [
-            model.decode(text, one, answer)
-            for text, one, answer in zip(valid.texts, encoded["valid"], outputs, strict=True)
-        ]
-        ratios = intent_metrics(valid.labels, answered_labels(readings))
+        answered = zip(valid.texts, encoded["valid"], outputs, strict=True)
+        ratios = intent_metrics(valid.labels, answered_labels([model.decode(*one) for one in answered]))
         return Score(ratios["accuracy"].value, {f"valid_{name}": ratio.value for name, ratio in ratios.items()})
 
+    if drafted.contents.gives_several_labels:
+        loss = labels_loss(is_label_NC, label_smoothing=settings.label_smoothing)
+    else:
+        loss = intent_loss(is_label_NC.argmax(axis=1), label_smoothing=settings.label_smoothing)
     facts = train(network, signature, examples, loss, encoded["valid"], score, settings, recorder, checkpoint)
     contents = settled(drafted, config.scope, examples, is_label_NC, valid, encoded["valid"], recorder)
     return FittedNetwork(replace(drafted, contents=contents), facts | calibration_facts(contents))
@@ -226,12 +213,25 @@ def settled(
     if not isinstance(network, IntentNetwork):
         raise TypeError(f"an intent network is settled, got {type(network).__name__}")
     if scope is not None and "distance" in scope.scores:
-        is_inside_C = np.array([label != OOS_LABEL for label in contents.labels or ()])
         means_CH = class_means(network, examples, is_label_NC, contents.signature)
-        network.measure_from(means_CH[torch.from_numpy(is_inside_C)])
+        network.measure_from(means_CH[[label != OOS_LABEL for label in contents.labels or ()]])
         contents = contents.model_copy(update={"signature": _with_distance(contents.signature)})
     outputs = predict(network, encoded_valid, contents.signature)
     return calibrated(contents, scope, valid, outputs, recorder)
+
+
+def _intent_draft(
+    config: IntentTransformerConfig, labels: Sequence[str], *, gives_several: bool
+) -> tuple[Draft, IntentNetwork]:
+    drafted = _draft(config.model, config.training, labels=labels)
+    network = IntentNetwork(
+        drafted.network.encoder,
+        n_labels=len(labels),
+        dropout=config.model.dropout,
+        cosine_scale=config.training.cosine_scale,
+    )
+    contents = drafted.contents.model_copy(update={"gives_several_labels": gives_several})
+    return replace(drafted, network=network, contents=contents), network
 
 
 def fit_tagging(

@@ -79,10 +79,10 @@ class Bench:
         outcomes: list[Outcome] = []
         for repeat, splits in enumerate(self._splits):
             is_alone = self._config.repeats == 1
-            listener = _Listener(
-                record, terminal, report if is_alone else None, self._metric, "" if is_alone else f".seed_{repeat}"
-            )
-            outcomes.append(self._train(_seeded(config, repeat), splits, repeat, listener, scratch))
+            seeded = _seeded(config, repeat)
+            suffix = "" if is_alone else f".seed_{seeded.training.seed}"
+            listener = _Listener(record, terminal, report if is_alone else None, self._metric, suffix)
+            outcomes.append(self._train(seeded, splits, repeat, listener, scratch))
             if not is_alone:
                 report(float(np.mean([one.values[0] for one in outcomes])), repeat + 1)
         means = [float(np.mean(values)) for values in zip(*(one.values for one in outcomes), strict=True)]

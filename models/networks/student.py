@@ -1,6 +1,6 @@
-"""The encoder of a student: a small BERT that begins with what its teacher's token embeddings know.
+"""The encoder of a student: a small BERT that begins with what its teacher knows of single tokens.
 
-Shapes: V tokens of the vocabulary, D dimensions of the teacher's embeddings, H hidden units of the student.
+Shapes: V tokens of the vocabulary, D dimensions of what the teacher knows of each, H hidden units of the student.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ def student_encoder(
     n_positions: int,
     pad: int,
 ) -> PreTrainedModel:
-    """Build the encoder; its layers are random, its token embeddings the principal components of the teacher's."""
+    """Build the encoder; its layers are random, its token embeddings the principal components of `table_VD`."""
     config = BertConfig(
         vocab_size=len(table_VD),
         hidden_size=n_hidden,
