@@ -60,7 +60,7 @@ class ParityGate(Config):
 
 
 class Int8Gate(Config):
-    """What INT8 may cost where it is served: float32 minus int8 of the main metric."""
+    """What INT8 may cost where it is served: float32 minus int8 of the measure by which its recipe was chosen."""
 
     max_loss: NonNegativeFloat = 0.005
 
@@ -244,7 +244,8 @@ def _int8(config: Int8Gate, report: Report) -> Gate:
     if report.served_variant != "int8" or report.quantization is None:
         return Gate("int8_loss", None, config.max_loss, True, "served as float32")
     loss = report.quantization.loss
-    detail = f"INT8 costs {loss:+.4f} of {report.main_metric}, at most {config.max_loss:.4f}"
+    measure = report.quantization.measure or report.main_metric
+    detail = f"INT8 costs {loss:+.4f} of {measure}, at most {config.max_loss:.4f}"
     return Gate("int8_loss", loss, config.max_loss, loss <= config.max_loss, detail)
 
 
@@ -286,7 +287,7 @@ def _breaches(candidate: Contents, champion: Contents) -> Iterator[str]:
         yield f"does not know the entities {', '.join(lost)}" if candidate.tags else "does not answer the entities"
     if new := sorted(set(_sent(candidate)) - set(_sent(champion))):
         yield f"takes the features {', '.join(new)}, which nobody sends to the champion"
-    if candidate.pair_features is not None and champion.pair_features is None:
+    if candidate.reads_texts and not champion.reads_texts:
         yield "needs a text with every candidate, which the champion does not"
 
 
@@ -295,6 +296,8 @@ def _types(contents: Contents) -> set[str]:
 
 
 def _sent(contents: Contents) -> tuple[str, ...]:
-    """Features that callers send: all but those computed from texts, which come first."""
+    """Features that callers send: all but those computed from texts."""
     features = contents.features or ()
-    return features if contents.pair_features is None else features[PairFeaturizer.n_features :]
+    if contents.pair_features is None:
+        return features
+    return tuple(name for name in features if name not in PairFeaturizer.names)
