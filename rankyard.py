@@ -123,6 +123,9 @@ def _train(options: argparse.Namespace) -> Answer:
 
     config = parse(read(options.config, options.set), options.task)
     order = line.Order(config, Path(options.data), options.name or options.task, resume=options.resume)
+    if int(os.environ.get("RANK", "0")) > 0:  # torchrun's own variable: another process does what is to be done once
+        line.follow(order, _tracking(options))
+        return {}
     with terminal() as screen:
         trained = line.run(order, _tracking(options), screen)
     return {
@@ -134,6 +137,27 @@ def _train(options: argparse.Namespace) -> Answer:
         "seconds": round(trained.seconds, 2),
         "text": trained.summary(),
     }
+
+
+def _tune(options: argparse.Namespace) -> Answer:
+    from training import tune
+    from training.space import read_tuning
+    from training.terminal import terminal
+    from training.trials import Order
+
+    config, space = read_tuning(options.config, options.set, options.task)
+    order = Order(
+        config,
+        space,
+        Path(options.data),
+        options.name or options.task,
+        options.trials,
+        options.timeout,
+        options.workers,
+    )
+    with terminal() as screen:
+        tuned = tune.run(order, _tracking(options), screen)
+    return {**tuned.answer(), "text": tuned.summary()}
 
 
 def _evaluate(options: argparse.Namespace) -> Answer:
@@ -327,6 +351,24 @@ def _ui(options: argparse.Namespace) -> Answer:
     os.execv(sys.executable, [sys.executable, "-m", *tracking.ui_command(options.host, options.port)])  # noqa: S606 - no shell wanted
 
 
+def _count(text: str) -> int:
+    """A whole number from 1 of the command line."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"must be a whole number from 1, got {text!r}")
+    return int(text)
+
+
+def _seconds(text: str) -> float:
+    """A positive number of the command line."""
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = 0.0
+    if not 0 < seconds < float("inf"):
+        raise argparse.ArgumentTypeError(f"must be a number of seconds above 0, got {text!r}")
+    return seconds
+
+
 COMMON = argparse.ArgumentParser(add_help=False)
 COMMON.add_argument(
     "--workspace",
@@ -370,6 +412,27 @@ def _parser() -> argparse.ArgumentParser:
         "--set", action="append", default=[], metavar="KEY=VALUE", help="override a key, e.g. training.epochs=3"
     )
     train.add_argument("--resume", action="store_true", help="go on from the checkpoint of a training that was stopped")
+
+    tune = command(
+        "tune",
+        _tune,
+        "search for a better configuration, and train it",
+        after_interrupt="; the same command goes on with the trials that are left",
+    )
+    tune.add_argument("task", choices=FAMILIES)
+    tune.add_argument(
+        "--config", required=True, metavar="FILE", help="a study's YAML file, or the name of a shipped one"
+    )
+    tune.add_argument("--data", required=True, metavar="DIR", help="holds train, valid and test files")
+    tune.add_argument("--trials", required=True, type=_count, metavar="N", help="trials of the study in all")
+    tune.add_argument("--timeout", type=_seconds, metavar="S", help="seconds after which no further trial begins")
+    tune.add_argument(
+        "--workers", type=_count, default=1, metavar="N", help="processes that share the cores (default: 1)"
+    )
+    tune.add_argument("--name", help="the registered model's name (default: the task)")
+    tune.add_argument(
+        "--set", action="append", default=[], metavar="KEY=VALUE", help="override a key of the base configuration"
+    )
 
     evaluate = command("evaluate", _evaluate, "measure a model on a labelled file")
     evaluate.add_argument("ref", metavar="REF", help=REF_HELP)

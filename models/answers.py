@@ -18,12 +18,18 @@ class Alternative:
 
 @dataclass(frozen=True, slots=True)
 class Intent:
-    """The label with the highest confidence; `in_scope` is False for the label `oos`."""
+    """What a query wants; `label` is `oos` exactly where `in_scope` is False.
+
+    confidence: the chance that `label` is right. alternatives: the next labels in falling order; of a query that is out
+    of scope they begin with what it would have been.
+    labels: every label that applies, in falling order, of a model that may give several; empty for one that gives one.
+    """
 
     label: str
     confidence: float
     in_scope: bool
     alternatives: tuple[Alternative, ...]
+    labels: tuple[Alternative, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

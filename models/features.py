@@ -1,4 +1,7 @@
-"""Features of (query, title), computed by the same function in training and in the gateway."""
+"""Features of (query, title), computed by the same function in training and in the gateway.
+
+Shapes: D titles of a list, E dimensions of a vector.
+"""
 
 from __future__ import annotations
 
@@ -23,6 +26,10 @@ ENCODER = "encoder.onnx"
 TOKENIZER = "tokenizer.json"
 
 
+COSINE, AGREEMENT = "cosine", "list_agreement"
+_AGREEMENT_SLOPE = 10.0
+
+
 @dataclass(frozen=True, slots=True)
 class _Text:
     reading: Reading
@@ -33,12 +40,14 @@ class PairFeaturizer:
     """Lexical and embedding features of a query and its candidates' titles.
 
     A title beyond `max_tokens` is cut for the embedding only; every word of it counts in the lexical features.
-    A pair's features depend on nothing but the pair: not on the other titles of the list. What is computed of a
-    text is kept for the `n_cached` texts used last (about 3 kB each), so a catalogue's titles cost once.
-    `transform` may be called from several threads at once.
+    A pair's features depend on nothing but the pair, `list_agreement` alone excepted: it compares a title with the
+    others of its list, weighted by how well they fit the query. A later phase, whose list has been cut, computes it
+    over the titles that are left; those cut off had the smallest weights.
+    What is computed of a text is kept for the `n_cached` texts used last (about 3 kB each), so a catalogue's titles
+    cost once. `transform` may be called from several threads at once.
     """
 
-    names: tuple[str, ...] = ("cosine", *LEXICAL_NAMES)
+    names: tuple[str, ...] = (COSINE, AGREEMENT, *LEXICAL_NAMES)
     n_features = len(names)
     rising: frozenset[str] = frozenset(names) - {"first_position", "title_words", "query_words"}
     """Features of which more is never worse: a ranker that is held to that learns from few queries."""
@@ -72,13 +81,21 @@ class PairFeaturizer:
         asked, texts = self._text(query), [self._text(title) for title in titles]
         features_DF = np.empty((len(texts), self.n_features), dtype=np.float32)
         features_DF[:, 0] = _cosines(asked, texts)
-        features_DF[:, 1:] = lexical_features(asked.reading, [text.reading for text in texts], self._corpus)
+        features_DF[:, 1] = _agreements(texts, features_DF[:, 0])
+        features_DF[:, 2:] = lexical_features(asked.reading, [text.reading for text in texts], self._corpus)
         return features_DF
 
     def prepare(self, texts: Iterable[str]) -> None:
         """Compute and keep what `transform` needs of `texts`, about 2 ms each: a catalogue's titles, beforehand."""
         for text in texts:
             self._text(text)
+
+    def borrow(self, other: PairFeaturizer) -> None:
+        """Take over what another one of the same encoder has computed of texts; the statistics of titles stay apart."""
+        with other._lock:
+            known = dict(other._cache)
+        with self._lock:
+            self._cache.update(known)
 
     def _text(self, text: str) -> _Text:
         with self._lock:
@@ -131,3 +148,23 @@ def _cosines(query: _Text, titles: Sequence[_Text]) -> NDArray[np.float32]:
         # A sum a row, in one fixed order: a matrix product's rounding depends on how many rows it has.
         cosines_D[known] = (vectors_DE * query.vector).sum(axis=1)
     return cosines_D
+
+
+def _agreements(titles: Sequence[_Text], cosines_D: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Mean cosine of each title with the others, a title j of weight exp(_AGREEMENT_SLOPE cosine(query, j)).
+
+    What the best titles have in common says more of the query than its few words do (pseudo-relevance feedback,
+    Rocchio 1971); a title is left out of its own mean. NaN where a title has no other one, or there is no vector.
+    """
+    agreements_D = np.full(len(titles), np.nan, dtype=np.float32)
+    known_D = ~np.isnan(cosines_D)
+    if known_D.sum() < 2:
+        return agreements_D
+    vectors_DE = np.stack([vector_E for title in titles if (vector_E := title.vector) is not None]).astype(np.float64)
+    slopes_D = _AGREEMENT_SLOPE * cosines_D[known_D].astype(np.float64)
+    weights_D = np.exp(slopes_D - slopes_D.max())
+    # Sums by numpy itself: a library's matrix product would round otherwise on another machine.
+    total_E = (weights_D[:, None] * vectors_DE).sum(axis=0)
+    others_DE = total_E - weights_D[:, None] * vectors_DE
+    agreements_D[known_D] = (vectors_DE * others_DE).sum(axis=1) / (weights_D.sum() - weights_D)
+    return agreements_D

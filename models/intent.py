@@ -1,16 +1,22 @@
-"""Intent: a text in, its label with confidence and alternatives out; the same decoding offline and in the gateway."""
+"""Intent: a text in, its label with confidence and alternatives out; the same decoding offline and in the gateway.
+
+Shapes: C labels.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
 from models.answers import Alternative, Intent, Reading
 from models.batch import Arrays, Encoded
-from models.manifest import OOS_LABEL, Contents
+from models.manifest import OOS_LABEL, Contents, Scope
+from models.scope import DISTANCE_OUTPUT, scope_log_odds
 from models.text import NgramEncoder, SubwordEncoder
+
+_N_ALTERNATIVES = 4
 
 
 class IntentModel:
@@ -21,6 +27,8 @@ class IntentModel:
             raise ValueError("an intent model must have labels")
         self._labels = contents.labels
         self._temperature = contents.calibration.temperature
+        self._scope = contents.scope
+        self._gives_several = contents.gives_several_labels
         self._encoder = encoder
 
     def encode(self, text: str) -> Encoded:
@@ -30,24 +38,94 @@ class IntentModel:
     def decode(self, text: str, encoded: Encoded, outputs: Arrays) -> Reading:
         """Read the intent out of one request's outputs."""
         del text, encoded
-        return Reading(intent=decode_intent(outputs["intent_logits"], self._labels, self._temperature))
+        logits_C = outputs["intent_logits"]
+        if self._gives_several:
+            return Reading(intent=decode_intents(logits_C, self._labels, self._temperature))
+        distance = outputs.get(DISTANCE_OUTPUT)
+        return Reading(
+            intent=decode_intent(logits_C, self._labels, self._temperature, scope=self._scope, distance=distance)
+        )
 
 
 def decode_intent(
-    logits_C: NDArray[np.generic], labels: Sequence[str], temperature: float, n_alternatives: int = 4
+    logits_C: NDArray[np.generic],
+    labels: Sequence[str],
+    temperature: float,
+    n_alternatives: int = _N_ALTERNATIVES,
+    *,
+    scope: Scope | None = None,
+    distance: NDArray[np.generic] | None = None,
 ) -> Intent:
-    """Give the label of the largest logit, its confidence, and the next labels in falling order.
+    """Decide on scope, give the likeliest label, its confidence, and the next labels in falling order.
 
-    Confidences are softmax(logits / temperature), in float64. Of equal logits the first label in the order of `labels`
-    wins.
+    Without `scope`: confidences are softmax(logits / temperature) over all labels, and the label with the highest one
+    is the answer, `oos` like any other. With it: q = softmax(logits / temperature) over the labels other than `oos`,
+    and the decision is the threshold's alone. Where the log-odds of being in scope are calibrated, p =
+    sigmoid(log-odds), the confidence of a label is p q, that of `oos` is 1 - p. Where they are not, p = 1 for a text in
+    scope and max q for one out of scope. All in float64; of equal logits the first label in the order of `labels` wins.
+    `distance` is the output `class_distance`, for a scope that weighs it.
     """
     scaled_C = np.asarray(logits_C, dtype=np.float64) / temperature
-    odds_C = np.exp(scaled_C - scaled_C.max())
-    confidence_C = odds_C / odds_C.sum()
-    best, *others = np.argsort(-scaled_C, kind="stable")[: n_alternatives + 1].tolist()
+    names = list(labels)
+    if scope is None:
+        chances = _softmax(scaled_C)
+        best = int(scaled_C.argmax())
+    else:
+        is_inside_C = np.array([label != OOS_LABEL for label in labels])
+        inside_C = _softmax(np.where(is_inside_C, scaled_C, -np.inf))
+        outputs = {"intent_logits": logits_C} | ({} if distance is None else {DISTANCE_OUTPUT: distance})
+        log_odds = float(scope_log_odds(scope, outputs, labels))
+        is_in_scope = log_odds >= scope.threshold
+        uncalibrated = 1.0 if is_in_scope else float(inside_C.max())
+        p_inside = _sigmoid(log_odds) if scope.is_calibrated else uncalibrated
+        names = [label for label in labels if label != OOS_LABEL] + [OOS_LABEL]
+        chances = np.append(p_inside * inside_C[is_inside_C], 1 - p_inside)
+        best = int(inside_C[is_inside_C].argmax()) if is_in_scope else len(names) - 1
+    others = [place for place in np.argsort(-chances, kind="stable").tolist() if place != best and chances[place] > 0]
     return Intent(
-        label=labels[best],
-        confidence=float(confidence_C[best]),
-        in_scope=labels[best] != OOS_LABEL,
-        alternatives=tuple(Alternative(labels[other], float(confidence_C[other])) for other in others),
+        label=names[best],
+        confidence=float(chances[best]),
+        in_scope=names[best] != OOS_LABEL,
+        alternatives=tuple(Alternative(names[other], float(chances[other])) for other in others[:n_alternatives]),
     )
+
+
+def decode_intents(
+    logits_C: NDArray[np.generic], labels: Sequence[str], temperature: float, n_alternatives: int = _N_ALTERNATIVES
+) -> Intent:
+    """Give every label that applies, where a text may have several: those whose sigmoid(logit / temperature) >= 0.5.
+
+    The likeliest one is the `label`. Where none applies the text is out of scope, and `oos` has the chance that none
+    does, labels taken to be independent: the product of 1 - sigmoid.
+    """
+    scaled_C = np.asarray(logits_C, dtype=np.float64) / temperature
+    chances_C = np.array([_sigmoid(scaled) for scaled in scaled_C.tolist()])
+    ordered = [
+        Alternative(labels[place], float(chances_C[place])) for place in np.argsort(-scaled_C, kind="stable").tolist()
+    ]
+    applying = tuple(one for one in ordered if one.confidence >= 0.5)
+    if not applying:
+        none_applies = float(np.prod(1 - chances_C))
+        return Intent(OOS_LABEL, none_applies, in_scope=False, alternatives=tuple(ordered[:n_alternatives]))
+    first = applying[0]
+    others = tuple(ordered[1 : n_alternatives + 1])
+    return Intent(first.label, first.confidence, in_scope=True, alternatives=others, labels=applying)
+
+
+def joined_labels(labels: Iterable[str]) -> str:
+    """Write a text's labels as one, whatever their order: what two answers are compared by; `oos` for no label."""
+    return " + ".join(sorted(set(labels))) or OOS_LABEL
+
+
+def answered_label(intent: Intent) -> str:
+    """What an intent says in one text: its label, or all of them joined where it gives several."""
+    return joined_labels(one.label for one in intent.labels) if intent.labels else intent.label
+
+
+def _softmax(scaled_C: NDArray[np.float64]) -> NDArray[np.float64]:
+    odds_C = np.exp(scaled_C - scaled_C.max())
+    return np.asarray(odds_C / odds_C.sum())
+
+
+def _sigmoid(log_odds: float) -> float:
+    return float(np.exp(-np.logaddexp(0.0, -log_odds)))

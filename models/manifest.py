@@ -37,10 +37,11 @@ class Signature(_Part):
 
 
 class SubwordText(_Part):
-    """Text read through `tokenizer.json`; a text beyond `max_tokens` is refused, never cut."""
+    """Text read through `tokenizer.json`; one beyond `max_tokens` is read in windows or refused, never cut."""
 
     kind: Literal["subword"] = "subword"
     max_tokens: int
+    max_windows: int = 1
 
 
 class NgramText(_Part):
@@ -64,10 +65,32 @@ class PairFeatures(_Part):
     max_tokens: int
 
 
+class PairText(_Part):
+    """Query and candidate text read together through `tokenizer.json`; only the text is cut, to `max_tokens` in all."""
+
+    max_tokens: int
+
+
 class Calibration(_Part):
-    """How logits become confidences: softmax(logits / temperature)."""
+    """How logits become confidences: softmax(logits / temperature), or sigmoid where a text may have several labels."""
 
     temperature: float = 1.0
+
+
+ScopeScore = Literal["energy", "distance", "oos_class"]
+
+
+class Scope(_Part):
+    """How it is decided whether a text is in scope (`models.scope`): where the weighed scores reach `threshold`.
+
+    weights: of each score. bias: with it the sum is the log-odds of being in scope, where `is_calibrated`; without
+    `oos` rows to learn them from, the weight is 1 and the sum says no more than which text is further in.
+    """
+
+    weights: dict[ScopeScore, float]
+    bias: float = 0.0
+    threshold: float
+    is_calibrated: bool
 
 
 class EncoderOrigin(_Part):
@@ -78,22 +101,45 @@ class EncoderOrigin(_Part):
     sha256: str
 
 
+class TeacherOrigin(_Part):
+    """Which model a student learned from: the REF that was asked for, and the digest of the bundle it meant."""
+
+    requested: str
+    digest: str
+
+
 class Contents(_Part):
     """What a family's training knows of its model; the rest of the manifest is added when the bundle is sealed.
 
     labels: intent labels, in the order of `intent_logits`. tags: BIO tags, in the order of `tag_logits`.
     features: columns of the `features` input, in order; the first ones come from `pair_features` where that is set.
+    has_transitions: `transitions.npy` holds what the network learned of the order of tags (`models.chain`).
+    gazetteer: types of the terms in `gazetteer.json`, in the order of the bits of the input `gazetteer`.
+    propensities: chance that a position is looked at, from position 1 on, by which clicks were weighed in training.
+    scope: the decision on scope; None where only the label `oos`, if the model has it, says that.
+    gives_several_labels: each label is a question of its own, and a text may have any number of them.
     """
 
     family: FamilyName
     signature: Signature
     labels: tuple[str, ...] | None = None
     tags: tuple[str, ...] | None = None
+    has_transitions: bool = False
+    gazetteer: tuple[str, ...] | None = None
     features: tuple[str, ...] | None = None
     text: TextSettings | None = None
     pair_features: PairFeatures | None = None
+    pair_text: PairText | None = None
     calibration: Calibration = Calibration()
+    scope: Scope | None = None
+    gives_several_labels: bool = False
     encoder: EncoderOrigin | None = None
+    propensities: tuple[float, ...] | None = None
+
+    @property
+    def reads_texts(self) -> bool:
+        """Whether a ranker needs the text of every candidate."""
+        return self.pair_features is not None or self.pair_text is not None
 
 
 class SplitDigest(_Part):
@@ -114,5 +160,6 @@ class Manifest(Contents):
     config_sha256: str
     data: dict[str, SplitDigest]
     code_version: str
+    teacher: TeacherOrigin | None = None
     tolerance: float
     files: dict[str, str]

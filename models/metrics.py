@@ -8,7 +8,7 @@ of `oos` where no row is `oos`) is left out of a result; it is never 0.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -40,10 +40,15 @@ class Ratio:
         return Ratio(self.numerator_N[chosen], self.denominator_N[chosen])
 
 
-def intent_metrics(labels: Sequence[str], predicted: Sequence[str]) -> dict[str, Ratio]:
-    """Accuracy, accuracy_in_scope (rows that are not `oos`), oos_recall and oos_precision.
+def intent_metrics(
+    labels: Sequence[str], predicted: Sequence[str], likeliest: Sequence[str] | None = None
+) -> dict[str, Ratio]:
+    """Accuracy, accuracy_in_scope (rows that are not `oos`), oos_recall, oos_precision and false_alarms_per_1000.
 
-    A gold label that the model does not know is an error like any other. Without `oos` rows there are no `oos` metrics.
+    A gold label that the model does not know is an error like any other. Without `oos` rows there are no oos_recall and
+    oos_precision. false_alarms_per_1000: in-scope rows that are called `oos`, of a thousand of them.
+    likeliest: the label other than `oos` that the model prefers for each row, whatever it decides on scope; with it,
+    label_accuracy says how many in-scope rows have the right one, and accuracy_in_scope how many are also let through.
     """
     gold_N, predicted_N = np.array(labels, dtype=object), np.array(predicted, dtype=object)
     correct_N = gold_N == predicted_N
@@ -52,10 +57,28 @@ def intent_metrics(labels: Sequence[str], predicted: Sequence[str]) -> dict[str,
         "accuracy": _ratio(correct_N, np.ones(len(gold_N))),
         "accuracy_in_scope": _ratio(correct_N & ~oos_N, ~oos_N),
     }
+    if called_oos_N.any() or oos_N.any():
+        ratios["false_alarms_per_1000"] = _ratio(1000.0 * (called_oos_N & ~oos_N), ~oos_N)
+    if likeliest is not None:
+        ratios["label_accuracy"] = _ratio((gold_N == np.array(likeliest, dtype=object)) & ~oos_N, ~oos_N)
     if oos_N.any():
         ratios["oos_recall"] = _ratio(correct_N & oos_N, oos_N)
         ratios["oos_precision"] = _ratio(correct_N & oos_N, called_oos_N)
     return _defined(ratios)
+
+
+def label_set_metrics(label_sets: Sequence[Iterable[str]], predicted: Sequence[Iterable[str]]) -> dict[str, Ratio]:
+    """Micro label_f1, label_precision and label_recall over all (text, label) of texts that may have several labels."""
+    pairs = [(set(gold), set(guess)) for gold, guess in zip(label_sets, predicted, strict=True)]
+    counts = [(len(gold & guess), len(gold), len(guess)) for gold, guess in pairs]
+    right_N, gold_N, guessed_N = np.array(counts).reshape(-1, 3).T
+    return _defined(
+        {
+            "label_f1": _ratio(2 * right_N, gold_N + guessed_N),
+            "label_precision": _ratio(right_N, guessed_N),
+            "label_recall": _ratio(right_N, gold_N),
+        }
+    )
 
 
 def tagging_metrics(
@@ -172,6 +195,24 @@ def macro_f1(gold_N: NDArray[np.int64], predicted_N: NDArray[np.int64]) -> float
     right_C = np.bincount(gold_N[gold_N == predicted_N], minlength=n_classes)
     present_C = sums_C > 0
     return float(np.mean(2 * right_C[present_C] / sums_C[present_C]))
+
+
+def auroc(scores_N: NDArray[np.floating], is_positive_N: NDArray[np.bool_]) -> float:
+    """Area under the ROC curve: the chance that a positive example has a higher score than a negative one, ties half.
+
+    By the rank sum of Mann and Whitney (1947); NaN without examples of either kind.
+    """
+    n_positive = int(np.count_nonzero(is_positive_N))
+    n_negative = len(scores_N) - n_positive
+    if not n_positive or not n_negative:
+        return math.nan
+    order_N = np.argsort(scores_N, kind="stable")
+    sorted_N = np.asarray(scores_N)[order_N]
+    starts = np.flatnonzero(np.concatenate([[True], sorted_N[1:] > sorted_N[:-1]]))
+    ends = np.append(starts[1:], len(sorted_N))
+    mean_ranks_N = np.repeat((starts + 1 + ends) / 2, ends - starts)
+    rank_sum = float(mean_ranks_N[np.asarray(is_positive_N)[order_N]].sum())
+    return (rank_sum - n_positive * (n_positive + 1) / 2) / (n_positive * n_negative)
 
 
 def ece(confidences_N: NDArray[np.floating], correct_N: NDArray[np.bool_], n_bins: int = N_CALIBRATION_BINS) -> float:

@@ -7,6 +7,7 @@ from pathlib import Path
 from models.features import PairFeaturizer
 from models.intent import IntentModel
 from models.manifest import Contents, NgramText
+from models.pairs import PairEncoder
 from models.ranking import RankingModel
 from models.tagging import TaggingModel
 from models.text import NgramEncoder, SubwordEncoder
@@ -20,10 +21,19 @@ def open_model(directory: Path, contents: Contents) -> Model:
     """Open the model that `contents` describes; `directory` holds its tokenizer or feature statistics."""
     if contents.family == "ranking":
         featurizer = None if contents.pair_features is None else PairFeaturizer.load(directory, contents.pair_features)
-        return RankingModel(contents, featurizer)
+        return RankingModel(contents, featurizer, _pairs(directory, contents))
     if isinstance(contents.text, NgramText):
         return IntentModel(contents, NgramEncoder(contents.text))
     if contents.text is None:
         raise ValueError(f"a model of the family {contents.family} must have text settings")
-    encoder = SubwordEncoder(directory / TOKENIZER, contents.text.max_tokens)
-    return TaggingModel(contents, encoder) if contents.family == "tagging" else IntentModel(contents, encoder)
+    encoder = SubwordEncoder(directory / TOKENIZER, contents.text.max_tokens, contents.text.max_windows)
+    if contents.family == "tagging":
+        return TaggingModel.open(directory, contents, encoder)
+    return IntentModel(contents, encoder)
+
+
+def _pairs(directory: Path, contents: Contents) -> PairEncoder | None:
+    if contents.pair_text is None:
+        return None
+    pad = next(spec.pad for spec in contents.signature.inputs if spec.name == "input_ids")
+    return PairEncoder(directory / TOKENIZER, contents.pair_text.max_tokens, pad)

@@ -9,8 +9,10 @@ from __future__ import annotations
 import re
 import unicodedata
 import zlib
-from collections.abc import Sequence
+from bisect import bisect_left, bisect_right
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,6 +27,11 @@ MAX_NGRAM_CHARACTERS = 2_000
 
 CHARACTERS_A_TOKEN = 20
 """A text of more than this many characters for each allowed token is refused before any work is done on it."""
+
+_NONE: Mapping[str, NDArray[np.int64]] = MappingProxyType({})
+
+_OVERLAP = 4
+"""Windows share a quarter of their tokens, so that every word has an eighth of a window on each side of it."""
 
 _WORD = re.compile(r"\S+")
 _SPACE = ord(" ")
@@ -124,11 +131,12 @@ class NgramEncoder:
 class SubwordEncoder:
     """Reads a text as sub-word tokens: `input_ids` and `attention_mask`, both int64 [T].
 
-    A text that is too long is refused, never cut. An empty or blank one is its special tokens alone (CLS SEP).
-    A special token's name in a user's text is read as plain text.
+    A text that is too long is read in windows where `max_windows` allows them, [windows, T], and refused otherwise,
+    never cut. An empty or blank one is its special tokens alone (CLS SEP). A special token's name in a user's text is
+    read as plain text.
     """
 
-    def __init__(self, tokenizer_json: Path, max_tokens: int) -> None:
+    def __init__(self, tokenizer_json: Path, max_tokens: int, max_windows: int = 1) -> None:
         try:
             self._tokenizer = Tokenizer.from_file(str(tokenizer_json))
         except Exception as error:  # the Rust tokenizer raises bare Exception
@@ -137,38 +145,91 @@ class SubwordEncoder:
         self._tokenizer.no_padding()
         self._tokenizer.encode_special_tokens = True
         self._max_tokens = max_tokens
+        self._max_windows = max_windows
 
     def encode(self, text: str) -> Encoded:
-        """Encode one text; InputError beyond `max_tokens` tokens, special ones counted."""
-        return Encoded(_token_arrays(self._tokens(text)))
+        """Encode one text; InputError beyond `max_tokens` tokens, special ones counted, in `max_windows` windows."""
+        encoding = self._tokens(text)
+        if len(encoding) > self._max_tokens:
+            return self.encode_words(text, split_words(text))
+        return Encoded(_token_arrays(encoding))
 
-    def encode_words(self, text: str, words: Sequence[Word]) -> Encoded:
+    def encode_words(
+        self, text: str, words: Sequence[Word], word_inputs: Mapping[str, NDArray[np.int64]] = _NONE
+    ) -> Encoded:
         """Encode as `encode` does, and note at which token each word of `split_words(text)` begins.
 
         A word that yields no token, such as a lone control character, has first piece -1.
+        word_inputs: further inputs, a number a word [W]; each token gets that of its word, a special token 0.
         """
         encoding = self._tokens(text)
-        first_pieces = [-1] * len(words)
-        word = 0
-        for piece, (start, end) in enumerate(encoding.offsets):
-            if start == end:  # a special token
-                continue
-            # Byte-level tokenizers count the blank before a word as part of it: a token's last character is decisive.
-            while word < len(words) and words[word].end < end:
-                word += 1
-            if word < len(words) and words[word].start < end and first_pieces[word] < 0:
-                first_pieces[word] = piece
-        return Encoded(_token_arrays(encoding), words=tuple(words), first_pieces=tuple(first_pieces))
+        word_T, first_pieces = _align(encoding, words)
+        arrays = _token_arrays(encoding)
+        for name, numbers_W in word_inputs.items():
+            arrays[name] = np.append(numbers_W, 0)[word_T]
+        if len(encoding) > self._max_tokens:
+            return self._windows(arrays, tuple(words), first_pieces, encoding)
+        return Encoded(arrays, words=tuple(words), first_pieces=tuple(first_pieces))
+
+    def _windows(
+        self, arrays: dict[str, NDArray[np.int64]], words: tuple[Word, ...], first_pieces: list[int], encoding: Encoding
+    ) -> Encoded:
+        """Lay the tokens of a long text out in overlapping rows, each between the special tokens that the text has.
+
+        Rows begin and end at words. A word is read in the row in which it has more words on its nearer side.
+        """
+        n_tokens = len(encoding)
+        is_special = encoding.special_tokens_mask
+        head = next(place for place, special in enumerate(is_special) if not special)
+        end = n_tokens - next(place for place, special in enumerate(reversed(is_special)) if not special)
+        begins_W = _begins(first_pieces, end)
+        rows = self._rows(begins_W, room=self._max_tokens - head - (n_tokens - end), n_tokens=n_tokens)
+        tokens = [
+            [*range(head), *range(begins_W[first], begins_W[last]), *range(end, n_tokens)] for first, last in rows
+        ]
+        joined = {name: np.zeros((len(rows), max(map(len, tokens))), dtype=np.int64) for name in arrays}
+        for row, places in enumerate(tokens):
+            for name, array in arrays.items():
+                joined[name][row, : len(places)] = array[places]
+        word_windows = np.zeros(len(words), dtype=np.int64)
+        for (first, _), (_, last) in zip(rows[1:], rows[:-1], strict=True):
+            word_windows[(first + last + 1) // 2 :] += 1
+        places_W = [
+            first - begins_W[rows[row][0]] + head if first >= 0 else -1
+            for first, row in zip(first_pieces, word_windows.tolist(), strict=True)
+        ]
+        return Encoded(joined, words, tuple(places_W), tuple(word_windows.tolist()), n_windows=len(rows))
+
+    def _rows(self, begins_W: list[int], room: int, n_tokens: int) -> list[tuple[int, int]]:
+        """Give each window's first and last (exclusive) word: as many as fit, a quarter of them from the row before."""
+        rows: list[tuple[int, int]] = []
+        first, last, n_words = 0, 0, len(begins_W) - 1
+        while last < n_words:
+            last = bisect_right(begins_W, begins_W[first] + room) - 1
+            if last == first:
+                n_pieces = begins_W[first + 1] - begins_W[first]
+                raise InputError(f"a word must have at most {room} tokens, got {n_pieces}; shorten it", field="query")
+            rows.append((first, last))
+            if last < n_words:
+                shared = bisect_left(begins_W, begins_W[last] - room // _OVERLAP)
+                first = min(last, max(shared, bisect_left(begins_W, begins_W[last + 1] - room)))
+        if not 0 < len(rows) <= self._max_windows:
+            raise InputError(
+                f"a text must have at most {self._max_tokens} tokens in each of {self._max_windows} windows, "
+                f"got {n_tokens}; shorten it",
+                field="query",
+            )
+        return rows
 
     def _tokens(self, text: str) -> Encoding:
         _check_characters(
             text,
-            CHARACTERS_A_TOKEN * self._max_tokens,
-            f" ({CHARACTERS_A_TOKEN} for each of {self._max_tokens} tokens)",
+            CHARACTERS_A_TOKEN * self._max_tokens * self._max_windows,
+            f" ({CHARACTERS_A_TOKEN} for each of {self._max_tokens * self._max_windows} tokens)",
         )
         encoding = self._tokenizer.encode(text)
         n_tokens = len(encoding)
-        if n_tokens > self._max_tokens:
+        if n_tokens > self._max_tokens and self._max_windows == 1:
             raise InputError(
                 f"a text must have at most {self._max_tokens} tokens, got {n_tokens}; shorten it", field="query"
             )
@@ -180,6 +241,33 @@ class SubwordEncoder:
 def _token_arrays(encoding: Encoding) -> dict[str, NDArray[np.int64]]:
     input_ids = np.array(encoding.ids, dtype=np.int64)
     return {"input_ids": input_ids, "attention_mask": np.ones_like(input_ids)}
+
+
+def _align(encoding: Encoding, words: Sequence[Word]) -> tuple[list[int], list[int]]:
+    """For each token the word that it is a piece of, for each word its first piece; -1 where there is none."""
+    word_T: list[int] = []
+    first_pieces = [-1] * len(words)
+    word = 0
+    for piece, (start, end) in enumerate(encoding.offsets):
+        # Byte-level tokenizers count the blank before a word as part of it: a token's last character is decisive.
+        while word < len(words) and words[word].end < end:
+            word += 1
+        # A special token is empty.
+        if start < end and word < len(words) and words[word].start < end:
+            word_T.append(word)
+            if first_pieces[word] < 0:
+                first_pieces[word] = piece
+        else:
+            word_T.append(-1)
+    return word_T, first_pieces
+
+
+def _begins(first_pieces: Sequence[int], end: int) -> list[int]:
+    """Token at which each word begins, and `end`; a word without tokens begins, and ends, where the next one does."""
+    begins = [end]
+    for first in reversed(first_pieces):
+        begins.append(first if first >= 0 else begins[-1])
+    return begins[::-1]
 
 
 def _check_characters(text: str, most: int, because: str) -> None:

@@ -70,7 +70,7 @@ def signature(bundle: Bundle) -> ModelSignature:
     from mlflow.types import Schema
 
     if bundle.manifest.family == "ranking":
-        pairs = bundle.manifest.pair_features is not None
+        pairs = bundle.manifest.reads_texts
         ids = [_column_spec(name, "any", required=False) for name in ("query_id", "id")]
         texts = [_column_spec(name, "string", required=pairs) for name in ("query", "text")]
         features = [_column_spec(name, "any", required=False) for name in _sent_features(bundle)]
@@ -107,6 +107,7 @@ _INTENT = _object(
     confidence=_DOUBLE,
     in_scope={"type": "boolean"},
     alternatives=_array(_object(label=_STRING, confidence=_DOUBLE)),
+    labels=_array(_object(label=_STRING, confidence=_DOUBLE)),
 )
 _ENTITY = _object(type=_STRING, text=_STRING, start=_LONG, end=_LONG, confidence=_DOUBLE)
 
@@ -208,9 +209,11 @@ def _load_pyfunc(path: str) -> RankyardModel:
 
 
 def _sent_features(bundle: Bundle) -> Sequence[str]:
-    """Features that callers send: all but those computed from the texts, which come first."""
+    """Features that callers send: all but those computed from the texts."""
     names = bundle.manifest.features or ()
-    return names if bundle.manifest.pair_features is None else names[PairFeaturizer.n_features :]
+    if bundle.manifest.pair_features is None:
+        return names
+    return [name for name in names if name not in PairFeaturizer.names]
 
 
 def _lists(frame: pd.DataFrame) -> list[NDArray[np.int64]]:

@@ -286,7 +286,7 @@ def _breaches(candidate: Contents, champion: Contents) -> Iterator[str]:
         yield f"does not know the entities {', '.join(lost)}" if candidate.tags else "does not answer the entities"
     if new := sorted(set(_sent(candidate)) - set(_sent(champion))):
         yield f"takes the features {', '.join(new)}, which nobody sends to the champion"
-    if candidate.pair_features is not None and champion.pair_features is None:
+    if candidate.reads_texts and not champion.reads_texts:
         yield "needs a text with every candidate, which the champion does not"
 
 
@@ -295,6 +295,8 @@ def _types(contents: Contents) -> set[str]:
 
 
 def _sent(contents: Contents) -> tuple[str, ...]:
-    """Features that callers send: all but those computed from texts, which come first."""
+    """Features that callers send: all but those computed from texts."""
     features = contents.features or ()
-    return features if contents.pair_features is None else features[PairFeaturizer.n_features :]
+    if contents.pair_features is None:
+        return features
+    return tuple(name for name in features if name not in PairFeaturizer.names)

@@ -29,7 +29,8 @@ class Predictions:
 
     example_ids: 16 bytes that name an example by its content; equal examples have equal ids.
     ratios: metric -> Ratio over the N examples. slices: name -> mask [N].
-    answers: `label` [N] int64 (index among the model's labels) and `confidence` [N] float32 where there are labels;
+    answers: `label` [N] int64 (index among the model's labels, -1 for an answer that is none of them) and `confidence`
+    [N] float32 where there are labels, `scope` [N] float32 (log-odds of being in scope) where the model has them;
     `scores` float32 of all lists one after another and `offsets` [N + 1] int64 for rankings.
     """
 

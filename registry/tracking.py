@@ -92,11 +92,18 @@ class Tracking:
         with self.start(family, name, run_id=run_id) as run:
             yield run
 
-    def start(self, experiment: str, name: str, *, run_id: str | None = None, description: str = "") -> Run:
-        """Start a run, or continue `run_id`; the caller ends it with `finish` or by using it as a context manager."""
+    def start(
+        self, experiment: str, name: str, *, run_id: str | None = None, parent_id: str = "", description: str = ""
+    ) -> Run:
+        """Start a run, or continue `run_id`; the caller ends it with `finish` or by using it as a context manager.
+
+        parent_id: the run that the new one is part of; MLflow shows it nested.
+        """
         with translated(self.uri):
             if run_id is None:
                 tags = {"mlflow.source.name": "rankyard", "mlflow.source.type": "LOCAL"}
+                if parent_id:
+                    tags["mlflow.parentRunId"] = parent_id
                 run_id = self._client.create_run(self._experiment(experiment), run_name=name, tags=tags).info.run_id
             else:
                 self._client.update_run(run_id, status="RUNNING")

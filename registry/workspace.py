@@ -40,6 +40,11 @@ class Workspace:
         return self.root / "checkpoints"
 
     @property
+    def tuning(self) -> Path:
+        """Optuna's storage, and one directory a study."""
+        return self.root / "tuning"
+
+    @property
     def deployment(self) -> Path:
         """What gateways read: `bundles/DIGEST/` and `aliases/NAME.json`."""
         return self.root / "deployment"

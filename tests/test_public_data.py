@@ -10,7 +10,7 @@ from sklearn.datasets import load_svmlight_file
 
 from models.config import read
 from models.metrics import ranking_metrics
-from training import intent, ranking, tagging
+from training import boosting, intent, ranking, tagging
 from training.config import parse
 from training.fit import Checkpoint
 
@@ -73,7 +73,7 @@ def test_a_ranker_scores_mq2008_as_plain_xgboost_with_the_same_settings(tmp_path
     matrix = xgboost.QuantileDMatrix(
         x, y, qid=np.repeat(np.arange(len(starts)), np.diff([*starts, len(y)])), max_bin=config.training.max_bins
     )
-    booster = xgboost.train(ranking.boosting_parameters(config), matrix, num_boost_round=fitted.n_trees)
+    booster = xgboost.train(boosting.boosting_parameters(config), matrix, num_boost_round=fitted.n_trees)
     test_x, test_y, test_qid = plain("test")
     scores = booster.inplace_predict(test_x)
     ends = np.flatnonzero(np.diff(test_qid)) + 1

@@ -12,18 +12,22 @@ from numpy.typing import NDArray
 from models import bootstrap
 from models.answers import Reading
 from models.batch import Arrays, Encoded, collate, split
-from models.manifest import Contents
+from models.intent import answered_label, decode_intent
+from models.manifest import OOS_LABEL, Contents, Scope
 from models.metrics import (
     MAIN_METRIC,
     Ratio,
+    auroc,
     class_indices,
     ece,
     intent_metrics,
+    label_set_metrics,
     macro_f1,
     ranking_metrics,
     tagging_metrics,
 )
 from models.model import Model
+from models.scope import scope_log_odds
 from models.tagging import TaggingModel
 from registry.evaluation import Quality, Slice
 from registry.predictions import Predictions
@@ -52,6 +56,8 @@ class Evaluation:
 
     quality: what `evaluation.json` says of them. predictions: what `predictions.npz` keeps of them.
     labels [N], tags [N]: what was predicted, where the family has them. notes: what was counted, for a person to read.
+    before: confidences [N] as they were before calibration and the decision on scope, and whether they were right.
+    scope_threshold: of the decision on scope, where there is one.
     """
 
     quality: Quality
@@ -59,6 +65,8 @@ class Evaluation:
     labels: tuple[str, ...] | None = None
     tags: tuple[tuple[str, ...], ...] | None = None
     notes: tuple[str, ...] = ()
+    before: tuple[NDArray[np.float64], NDArray[np.bool_]] | None = None
+    scope_threshold: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +79,7 @@ class _Judged:
     statistics: Mapping[str, Callable[[NDArray[np.int64]], float]]
     labels: tuple[str, ...] | None = None
     tags: tuple[tuple[str, ...], ...] | None = None
+    before: tuple[NDArray[np.float64], NDArray[np.bool_]] | None = None
 
 
 def answer(model: Model, contents: Contents, run: Run, requests: Sequence[Any], batch_size: int = 32) -> list[Answered]:
@@ -129,6 +138,8 @@ def judge(
         labels=judged.labels,
         tags=judged.tags,
         notes=_notes(contents, rows),
+        before=judged.before,
+        scope_threshold=None if contents.scope is None else contents.scope.threshold,
     )
 
 
@@ -156,18 +167,68 @@ def _quality(
 
 def _judge_intents(contents: Contents, rows: IntentRows, answered: Sequence[Answered]) -> _Judged:
     labels, confidences_N = _intents(answered)
+    answers = _label_answers(contents, labels, confidences_N)
+    ids = [f"{text}\n{label}" for text, label in zip(rows.texts, rows.labels, strict=True)]
+    if contents.gives_several_labels:
+        return _Judged(
+            ratios=intent_metrics(rows.labels, labels) | label_set_metrics(rows.sets(), _label_sets(answered)),
+            answers=answers,
+            ids=ids,
+            statistics={},
+            labels=labels,
+        )
     gold_N, predicted_N = class_indices(rows.labels, labels)
     correct_N = gold_N == predicted_N
+    statistics: dict[str, Callable[[NDArray[np.int64]], float]] = {
+        "macro_f1": lambda chosen: macro_f1(gold_N[chosen], predicted_N[chosen]),
+        "ece": lambda chosen: ece(confidences_N[chosen], correct_N[chosen]),
+    }
+    likeliest = None
+    scope = contents.scope or _own_class(contents)
+    if scope is not None:
+        log_odds_N = np.array([scope_log_odds(scope, one.outputs, contents.labels or ()) for one in answered])
+        answers["scope"] = log_odds_N.astype(np.float32)
+        likeliest = _likeliest(answered)
+        is_inside_N = np.array(rows.labels) != OOS_LABEL
+        if is_inside_N.any() and not is_inside_N.all():
+            statistics["scope_auroc"] = lambda chosen: auroc(log_odds_N[chosen], is_inside_N[chosen])
     return _Judged(
-        ratios=intent_metrics(rows.labels, labels),
-        answers=_label_answers(contents, labels, confidences_N),
-        ids=[f"{text}\n{label}" for text, label in zip(rows.texts, rows.labels, strict=True)],
-        statistics={
-            "macro_f1": lambda chosen: macro_f1(gold_N[chosen], predicted_N[chosen]),
-            "ece": lambda chosen: ece(confidences_N[chosen], correct_N[chosen]),
-        },
+        ratios=intent_metrics(rows.labels, labels, likeliest),
+        answers=answers,
+        ids=ids,
+        statistics=statistics,
         labels=labels,
+        before=_before(contents, rows, answered),
     )
+
+
+def _own_class(contents: Contents) -> Scope | None:
+    """What a model without a decision on scope says by its class `oos`, where it has that."""
+    if OOS_LABEL not in (contents.labels or ()):
+        return None
+    return Scope(weights={"oos_class": 1.0}, threshold=0.0, is_calibrated=False)
+
+
+def _likeliest(answered: Sequence[Answered]) -> list[str]:
+    """The label other than `oos` that stands first in each answer."""
+    return [
+        next((one.label for one in (intent, *intent.alternatives) if one.label != OOS_LABEL), "")
+        for intent in (one.answer.intent for one in answered)
+    ]
+
+
+def _label_sets(answered: Sequence[Answered]) -> list[list[str]]:
+    return [[label.label for label in one.answer.intent.labels] for one in answered]
+
+
+def _before(
+    contents: Contents, rows: IntentRows, answered: Sequence[Answered]
+) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
+    """Confidences [N] as they are before calibration and the decision on scope, and whether their labels are right."""
+    labels = contents.labels or ()
+    intents = [decode_intent(one.outputs["intent_logits"], labels, 1.0, n_alternatives=0) for one in answered]
+    is_right = [intent.label == label for intent, label in zip(intents, rows.labels, strict=True)]
+    return np.array([intent.confidence for intent in intents], dtype=np.float64), np.array(is_right, dtype=np.bool_)
 
 
 def _judge_tags(model: Model, contents: Contents, rows: TaggingRows, answered: Sequence[Answered]) -> _Judged:
@@ -208,7 +269,7 @@ def _judge_rankings(rows: RankingRows, answered: Sequence[Answered]) -> _Judged:
 
 def _intents(answered: Sequence[Answered]) -> tuple[tuple[str, ...], NDArray[np.float64]]:
     intents = [one.answer.intent for one in answered if isinstance(one.answer, Reading) and one.answer.intent]
-    return tuple(intent.label for intent in intents), np.array([intent.confidence for intent in intents], np.float64)
+    return tuple(map(answered_label, intents)), np.array([intent.confidence for intent in intents], np.float64)
 
 
 def _label_answers(
@@ -216,7 +277,7 @@ def _label_answers(
 ) -> dict[str, NDArray[np.generic]]:
     index = {label: i for i, label in enumerate(contents.labels or ())}
     return {
-        "label": np.array([index[label] for label in labels], dtype=np.int64),
+        "label": np.array([index.get(label, -1) for label in labels], dtype=np.int64),
         "confidence": confidences_N.astype(np.float32),
     }
 
@@ -227,7 +288,9 @@ def _notes(contents: Contents, rows: AnyRows) -> tuple[str, ...]:
         return ()
     notes = []
     if rows.labels is not None and contents.labels is not None:
-        notes += _unknown("label", [{label} for label in rows.labels], set(contents.labels))
+        sets = rows.sets() if isinstance(rows, IntentRows) else [(label,) for label in rows.labels]
+        known = set(contents.labels) | ({OOS_LABEL} if contents.scope is not None else set())
+        notes += _unknown("label", list(map(set, sets)), known)
     if isinstance(rows, TaggingRows):
         notes += _unknown("tag", [set(tags) for tags in rows.tags], set(contents.tags or ()))
     return tuple(notes)

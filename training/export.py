@@ -33,7 +33,7 @@ _TOLERANCE = 1e-4
 
 
 def network_to_onnx(network: TransformerNetwork, path: Path) -> None:
-    """Write `network` as ONNX: `input_ids` and `attention_mask` int64 [batch, length] in, its logits float32 out.
+    """Write `network` as ONNX: its inputs, int64 [batch, length], in; its logits, float32, out.
 
     The fastest of three graphs that answers as the network does is written: attention and layer norms fused, layer
     norms fused, as torch exports it. RankyardError where not even the last one does.
@@ -43,7 +43,7 @@ def network_to_onnx(network: TransformerNetwork, path: Path) -> None:
     for exported in (_FusedAttention.of(network), _Plain(network)):
         if exported is None:
             continue
-        graph = _export(exported, probes[0], list(network.output_names))
+        graph = _export(exported, probes[0], network)
         for candidate in (_fuse(graph, network), graph):
             onnx.save_model(candidate, str(path))
             if _agrees(network, path, probes):
@@ -61,8 +61,8 @@ class _Plain(nn.Module):
         super().__init__()
         self.network = network
 
-    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> tuple[Tensor, ...]:
-        return tuple(self.network(input_ids, attention_mask).values())
+    def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
+        return tuple(self.network(*inputs).values())
 
 
 class _Mask:
@@ -119,9 +119,10 @@ class _FusedAttention(nn.Module):
             setattr(parent, name, _Attention(child, mask))
         return cls(network, mask)
 
-    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> tuple[Tensor, ...]:
+    def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
+        input_ids, attention_mask, *others = inputs
         self._mask.value = attention_mask.to(torch.int32)
-        return tuple(self.network.answer(self.network.states(input_ids, None), attention_mask).values())
+        return tuple(self.network.answer(self.network.states(input_ids, None, *others), attention_mask).values())
 
 
 def _is_bert_attention(module: nn.Module) -> bool:
@@ -137,17 +138,18 @@ def _is_bert_attention(module: nn.Module) -> bool:
     )
 
 
-def _export(exported: nn.Module, probe: tuple[Tensor, Tensor], output_names: list[str]) -> onnx.ModelProto:
+def _export(exported: nn.Module, probe: tuple[Tensor, ...], network: TransformerNetwork) -> onnx.ModelProto:
     sizes = {0: torch.export.Dim("batch"), 1: torch.export.Dim("length")}
-    with _quiet(), torch.no_grad():
+    with quiet(), torch.no_grad():
         program = torch.onnx.export(
             exported.eval(),
             probe,
             dynamo=True,
             opset_version=OPSET,
-            input_names=["input_ids", "attention_mask"],
-            output_names=output_names,
-            dynamic_shapes=(sizes, sizes),
+            input_names=list(network.input_names),
+            output_names=list(network.output_names),
+            # One argument of `forward`, which takes all inputs as such.
+            dynamic_shapes=((sizes,) * len(probe),),
             verbose=False,
         )
     if program is None:
@@ -161,7 +163,7 @@ def _fuse(graph: onnx.ModelProto, network: TransformerNetwork) -> onnx.ModelProt
     config = network.encoder.config
     options = FusionOptions("bert")
     options.enable_attention = False
-    with _quiet():
+    with quiet():
         fused = optimize_model(
             copy.deepcopy(graph),
             model_type="bert",
@@ -174,7 +176,7 @@ def _fuse(graph: onnx.ModelProto, network: TransformerNetwork) -> onnx.ModelProt
     return model
 
 
-def _probes(network: TransformerNetwork) -> list[tuple[Tensor, Tensor]]:
+def _probes(network: TransformerNetwork) -> list[tuple[Tensor, ...]]:
     """Batches of random tokens with padding: of the shape that is traced, and of two others."""
     generator = torch.Generator().manual_seed(0)
     n_tokens = int(network.encoder.config.vocab_size)
@@ -183,18 +185,19 @@ def _probes(network: TransformerNetwork) -> list[tuple[Tensor, Tensor]]:
         input_ids = torch.randint(0, n_tokens, shape, generator=generator)
         attention_mask = torch.ones_like(input_ids)
         attention_mask[1:, shape[1] - 2 :] = 0
-        probes.append((input_ids, attention_mask))
+        others = [torch.randint(0, 4, shape, generator=generator) for _ in network.input_names[2:]]
+        probes.append((input_ids, attention_mask, *others))
     return probes
 
 
-def _agrees(network: TransformerNetwork, path: Path, probes: list[tuple[Tensor, Tensor]]) -> bool:
+def _agrees(network: TransformerNetwork, path: Path, probes: list[tuple[Tensor, ...]]) -> bool:
     """Compare the file with the network; a padded position has no meaning and is left out."""
     session = OnnxSession(path)
-    for input_ids, attention_mask in probes:
+    for probe in probes:
         with torch.inference_mode():
-            expected = network(input_ids, attention_mask)
-        found = session.run({"input_ids": input_ids.numpy(), "attention_mask": attention_mask.numpy()})
-        is_real_BT = attention_mask.numpy().astype(bool)
+            expected = network(*probe)
+        found = session.run({name: array.numpy() for name, array in zip(network.input_names, probe, strict=True)})
+        is_real_BT = probe[1].numpy().astype(bool)
         for name, tensor in expected.items():
             ours, theirs = tensor.numpy(), found[name]
             if ours.shape != theirs.shape:
@@ -207,7 +210,7 @@ def _agrees(network: TransformerNetwork, path: Path, probes: list[tuple[Tensor, 
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Leave out what the exporter and the optimizer say to their own developers."""
     loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "onnx_ir", "onnxruntime")]
     levels = [logger.level for logger in loggers]

@@ -5,15 +5,17 @@ from __future__ import annotations
 import hashlib
 import importlib
 import json
+import tempfile
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from models.manifest import FORMAT, FamilyName, Manifest, SplitDigest
+from models.manifest import FORMAT, FamilyName, Manifest, SplitDigest, TeacherOrigin
 from models.model import open_model
 from models.session import OnnxSession
 from registry.bundle import Bundle, draft, seal
@@ -23,9 +25,10 @@ from registry.tracking import FINGERPRINT, Tracking
 from training.checks.report import PAGE, report_on
 from training.config import TrainConfig, parse
 from training.data.splits import Splits
+from training.data.unlabelled import read_unlabelled
 from training.evaluate import evaluate
 from training.fit import Checkpoint, Fitted, Recorder
-from training.pictures import latency_bars, pictures
+from training.pictures import latency_bars, pictures, propensity_curve
 from training.proof import Proof
 
 
@@ -79,14 +82,20 @@ def run(order: Order, tracking: Tracking, terminal: Recorder) -> Trained:
     """Train and register. Nothing is registered, and no bundle stays, unless every step before held."""
     started = time.perf_counter()
     check_name(order.name)
-    config, family = order.config, family_of(order.config.task)
-    splits: Splits[Any] = family.read(order.data, config)
+    family, splits = family_of(order.config.task), _read(order)
+    config, teacher = _with_teacher(order.config, tracking)
     found = report_on(splits, config)
     for sentence in found.said(f"{PAGE} of the run"):
         terminal.say(sentence)
     digests = _digests(splits)
-    settings = config.model_dump(mode="json")
-    fingerprint = _sha256({"config": settings, "data": {split: one.sha256 for split, one in digests.items()}})
+    settings = order.config.model_dump(mode="json")
+    fingerprint = _sha256(
+        {
+            "config": settings,
+            "data": {split: one.sha256 for split, one in digests.items()},
+            **({"teacher": teacher.digest} if teacher is not None else {}),
+        }
+    )
     with (
         tracking.workspace.lock(f"train-{order.name}"),
         tracking.training(config.task, order.name, resume=fingerprint if order.resume else None) as record,
@@ -95,9 +104,10 @@ def run(order: Order, tracking: Tracking, terminal: Recorder) -> Trained:
         record.parameters(settings)
         record.datasets(order.name, digests)
         record.text(found.html(), PAGE)
-        recorder = _Both(record, terminal)
+        recorder = _Told(record, terminal)
         checkpoint = Checkpoint(tracking.workspace.checkpoints / order.name, fingerprint, order.resume)
-        fitted: Fitted = family.fit(config, splits, recorder, checkpoint)
+        with _engine(order, config, tracking):
+            fitted: Fitted = family.fit(config, splits, recorder, checkpoint)
         record.parameters({f"fit.{name}": value for name, value in fitted.parameters().items()})
         with draft(tracking.workspace.bundles) as directory:
             contents = fitted.write(directory)
@@ -111,6 +121,7 @@ def run(order: Order, tracking: Tracking, terminal: Recorder) -> Trained:
                 config_sha256=_sha256(settings),
                 data=digests,
                 code_version=metadata.version("rankyard"),
+                teacher=teacher,
                 tolerance=_GOLDEN_TOLERANCE,
                 files={},
             )
@@ -119,10 +130,43 @@ def run(order: Order, tracking: Tracking, terminal: Recorder) -> Trained:
             for name, figure in pictures(splits.named()[split], evaluation).items():
                 record.figure(figure, f"{split}/{name}")
         record.figure(latency_bars({name: variant.latency for name, variant in report.variants.items()}), "latency")
+        if contents.propensities is not None:
+            record.figure(propensity_curve(contents.propensities), "propensities")
         version = tracking.register(bundle, record)
         trained = Trained(order.name, version, record.id, bundle, report, time.perf_counter() - started)
         record.describe(trained.summary())
     return trained
+
+
+def follow(order: Order, tracking: Tracking) -> None:
+    """Train beside the process that runs the line, as `training.processes` has it; record and keep nothing."""
+    splits = _read(order)
+    config, _ = _with_teacher(order.config, tracking)
+    with tempfile.TemporaryDirectory() as nowhere, _engine(order, config, tracking):
+        family_of(config.task).fit(config, splits, _Told(), Checkpoint(Path(nowhere), ""))
+
+
+def _read(order: Order) -> Splits[Any]:
+    splits: Splits[Any] = family_of(order.config.task).read(order.data, order.config)
+    if (unlabelled := getattr(order.config, "unlabelled", None)) is not None:
+        splits = replace(splits, unlabelled=read_unlabelled(order.data / unlabelled))
+    return splits
+
+
+def _engine(order: Order, config: TrainConfig, tracking: Tracking) -> AbstractContextManager[None]:
+    """The processes that `training.engine` asks for, for as long as the fit takes."""
+    if getattr(config.training, "engine", "local") != "torchrun":
+        return nullcontext()
+    # PyTorch takes seconds to import, and only networks are trained so.
+    from training.processes import processes
+
+    told = {
+        "config": config.model_dump(mode="json"),
+        "data": str(order.data.absolute()),
+        "name": order.name,
+        "workspace": str(tracking.workspace.root),
+    }
+    return processes(getattr(config.training, "n_processes", 1), told)
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,11 +190,11 @@ def evaluate_file(bundle: Bundle, file: Path) -> Evaluated:
     return Evaluated(quality.n, quality.metrics, quality.intervals, measured.notes)
 
 
-class _Both:
-    """A recorder that tells the run and the person."""
+class _Told:
+    """A recorder that tells all of some others: the run and the person."""
 
-    def __init__(self, record: Recorder, terminal: Recorder) -> None:
-        self._recorders = (record, terminal)
+    def __init__(self, *recorders: Recorder) -> None:
+        self._recorders = recorders
 
     def metrics(self, values: Mapping[str, float], step: int) -> None:
         for recorder in self._recorders:
@@ -165,9 +209,19 @@ class _Both:
             recorder.say(sentence)
 
 
+def _with_teacher(config: TrainConfig, tracking: Tracking) -> tuple[TrainConfig, TeacherOrigin | None]:
+    """Fetch the teacher that a student's configuration names: its REF becomes the directory of its bundle."""
+    ref = getattr(config, "teacher", None)
+    if ref is None:
+        return config, None
+    bundle = tracking.resolve(ref)
+    return config.model_copy(update={"teacher": str(bundle.path)}), TeacherOrigin(requested=ref, digest=bundle.digest)
+
+
 def _digests(splits: Splits[Any]) -> dict[str, SplitDigest]:
     return {
-        split: SplitDigest(file=rows.file, rows=len(rows), sha256=rows.sha256) for split, rows in splits.named().items()
+        split: SplitDigest(file=rows.file, rows=len(rows), sha256=rows.sha256)
+        for split, rows in splits.sources().items()
     }
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -20,10 +20,11 @@ from sklearn.feature_extraction.text import TfidfTransformer
 from sklearn.linear_model import LogisticRegression
 
 from models.batch import Arrays, Encoded
-from models.errors import DataError, InputError
+from models.errors import ConfigError, DataError, InputError
 from models.manifest import Contents, NgramText, Signature, TensorSpec
 from models.text import NgramEncoder
 from registry.bundle import MODEL
+from training.calibrate import calibrated, calibration_facts, check_scope
 from training.config import IntentLinearConfig
 from training.data.labels import known_labels
 from training.data.splits import IntentRows, Splits
@@ -52,15 +53,16 @@ class FittedLinear:
         return self.contents
 
     def outputs(self, requests: Sequence[Encoded]) -> list[Arrays]:
-        """Give scikit-learn's own logits [C] of each request; of two labels the first one's are 0."""
+        """Give scikit-learn's own logits [C] of each request; of two labels, half its one logit with either sign."""
         counts_NR = _counts(requests, self.row_of_bucket, self._n_rows)
         logits = np.asarray(self.classifier.decision_function(self.tfidf.transform(counts_NR)), dtype=np.float32)
-        logits_NC = logits if logits.ndim == 2 else np.stack([np.zeros_like(logits), logits], axis=1)
+        logits_NC = logits if logits.ndim == 2 else np.stack([-logits / 2, logits / 2], axis=1)
         return [{"intent_logits": logits_C} for logits_C in logits_NC]
 
     def parameters(self) -> Mapping[str, float | int | str]:
         """How many n-grams have weights, and the solver's iterations."""
-        return {"n_ngrams": self._n_rows - 1, "n_iterations": int(self.classifier.n_iter_.max())}
+        facts = {"n_ngrams": self._n_rows - 1, "n_iterations": int(self.classifier.n_iter_.max())}
+        return facts | calibration_facts(self.contents)
 
     @property
     def _n_rows(self) -> int:
@@ -75,8 +77,9 @@ class FittedLinear:
         weights_CR = self.classifier.coef_
         bias_C = self.classifier.intercept_
         if len(weights_CR) == 1:
-            weights_CR = np.concatenate([np.zeros_like(weights_CR), weights_CR])
-            bias_C = np.concatenate([np.zeros_like(bias_C), bias_C])
+            # Of equal size, so that their energy does not depend on which label is the likelier one.
+            weights_CR = np.concatenate([-weights_CR / 2, weights_CR / 2])
+            bias_C = np.concatenate([-bias_C / 2, bias_C / 2])
         stored = {
             "row_of_bucket": self.row_of_bucket,
             # Row 0 has no weight in the norm either.
@@ -127,6 +130,12 @@ def fit(
     """
     checkpoint.clear()
     rows, model = splits.train, config.model
+    check_scope(config.scope, splits)
+    if rows.label_sets is not None:
+        raise ConfigError(
+            f"rows with a list of labels, as in {rows.file}, need model.kind transformer, got linear",
+            field="model.kind",
+        )
     labels = known_labels(rows.labels, rows.file)
     text = NgramText(char_ngrams=model.char_ngrams, word_ngrams=model.word_ngrams, n_buckets=model.n_buckets)
     encoded = _encode(rows, NgramEncoder(text))
@@ -151,7 +160,9 @@ def fit(
         classifier.fit(tfidf_NR, [places[label] for label in rows.labels])
     for warning in caught:
         recorder.say(f"note: {' '.join(str(warning.message).split())}")
-    return FittedLinear(_contents(labels, text), row_of_bucket, tfidf, classifier)
+    fitted = FittedLinear(_contents(labels, text), row_of_bucket, tfidf, classifier)
+    outputs = fitted.outputs(_encode(splits.valid, NgramEncoder(text)))
+    return replace(fitted, contents=calibrated(fitted.contents, config.scope, splits.valid, outputs, recorder))
 
 
 class _Progress:

@@ -25,9 +25,10 @@ from models.manifest import Signature
 from models.networks.protocol import Network
 from models.networks.vocabulary import UsedRows
 from training import checkpoint as checkpoints
-from training.batches import shuffled_batches, sorted_batches, tensors
-from training.config import NetworkTraining
+from training.batches import answers_of, shuffled_batches, tensors
+from training.config import LoopTraining
 from training.fit import Checkpoint, Recorder
+from training.processes import Peers
 
 Loss = Callable[[Mapping[str, Tensor], NDArray[np.int64]], Tensor]
 """From a batch's outputs and the indices [B] of its examples to the mean loss, a scalar; see `training.losses`."""
@@ -51,13 +52,14 @@ def train(
     loss: Loss,
     valid: Sequence[Encoded],
     score: Callable[[list[Arrays]], Score],
-    settings: NetworkTraining,
+    settings: LoopTraining,
     recorder: Recorder,
     checkpoint: Checkpoint,
 ) -> dict[str, float | int | str]:
     """Train `network` in place on `examples` [N], leave the weights of its best epoch in it, and give the facts.
 
     A training that goes on from a checkpoint ends, on the same machine, with the weights of one that never stopped.
+    Where `training.processes` has opened a group, all of it calls this, and the processes share every batch.
     KeyboardInterrupt leaves a checkpoint behind. RefusedError where the loss is no longer a number.
     """
     with _used_rows(network, (*examples, *valid), signature):
@@ -79,19 +81,17 @@ def train(
 
 
 def predict(network: Network, requests: Sequence[Encoded], signature: Signature) -> list[Arrays]:
-    """Outputs of each request, in order: `intent_logits` [C], `tag_logits` [T, K] for its own T tokens alone."""
+    """Outputs of each request, in order: `intent_logits` [C], `tag_logits` [T, K] for its own T tokens alone.
+
+    `tag_logits` of a text in windows are [windows, T, K], its `intent_logits` the mean over them.
+    """
     network.eval()
-    answers: dict[int, Arrays] = {}
+
+    def run(batch: Sequence[Encoded]) -> Arrays:
+        return {name: tensor.numpy() for name, tensor in network(*tensors(batch, signature)).items()}
+
     with torch.inference_mode():
-        for chosen in sorted_batches(requests, _PREDICT_TOKENS):
-            batch = [requests[index] for index in chosen]
-            outputs = {name: tensor.numpy() for name, tensor in network(*tensors(batch, signature)).items()}
-            for row, index in enumerate(chosen):
-                answers[index] = {
-                    name: array[row].copy() if array.ndim == 2 else array[row, : requests[index].length].copy()
-                    for name, array in outputs.items()
-                }
-    return [answers[index] for index in range(len(requests))]
+        return answers_of(run, requests, signature, _PREDICT_TOKENS)
 
 
 class _Training:
@@ -103,7 +103,7 @@ class _Training:
         signature: Signature,
         examples: Sequence[Encoded],
         loss: Loss,
-        settings: NetworkTraining,
+        settings: LoopTraining,
         recorder: Recorder,
         checkpoint: Checkpoint,
     ) -> None:
@@ -117,6 +117,8 @@ class _Training:
         self._optimizer = _optimizer(network, settings)
         self._n_batches = math.ceil(len(examples) / settings.batch_size)
         self._n_steps = self._n_batches * settings.epochs
+        self._peers = Peers.found()
+        self._shared = self._peers.wrap(network)
         self._saved_at_s = time.monotonic()
         self.epoch = self.batch = self.step = 0
         self.loss_sum = 0.0
@@ -127,7 +129,7 @@ class _Training:
         """Train until the last epoch, or until `patience` epochs brought nothing better."""
         while self.epoch < self._settings.epochs and self.n_stale < self._settings.patience:
             self._run_epoch()
-            valid = score()
+            valid = self._peers.first(score)
             metrics = {"train_loss": self.loss_sum / self._n_batches, **valid.metrics}
             with _uninterrupted():
                 self._finish_epoch(valid.main)
@@ -135,7 +137,9 @@ class _Training:
             self.save()
 
     def save(self) -> None:
-        """Write a checkpoint of this very moment."""
+        """Write a checkpoint of this very moment; of several processes the first one does."""
+        if self._peers.rank:
+            return
         checkpoints.save(
             self._checkpoint,
             {
@@ -151,11 +155,11 @@ class _Training:
 
     def restore(self) -> None:
         """Go on from the checkpoint where that is asked for; say why where there is none to go on from."""
-        if not self._checkpoint.resume:
-            return
-        state, reason = checkpoints.load(self._checkpoint)
+        state, reason = self._peers.first(self._found)
         if state is None:
-            self._recorder.say(reason)
+            if reason:
+                self._recorder.say(reason)
+            self._diverge()
             return
         self._network.load_state_dict(state["network"])
         self._optimizer.load_state_dict(state["optimizer"])
@@ -164,6 +168,15 @@ class _Training:
         self.best_epoch, self.best_main, self.n_stale = state["best"]
         self.best_weights = state["best_weights"]
         self._recorder.say(f"training goes on from step {self.step} of {self._n_steps}")
+        self._diverge()
+
+    def _found(self) -> tuple[checkpoints.State | None, str]:
+        return checkpoints.load(self._checkpoint) if self._checkpoint.resume else (None, "")
+
+    def _diverge(self) -> None:
+        """Let no two processes drop the same units."""
+        if self._peers.rank:
+            torch.manual_seed(hash((self._settings.seed, self._peers.rank, self.step)))
 
     def _run_epoch(self) -> None:
         batches = shuffled_batches(self._examples, self._settings.batch_size, (self._settings.seed, self.epoch))
@@ -182,8 +195,10 @@ class _Training:
         rate = _rate(self.step, self._n_steps, self._settings.warmup)
         for group in self._optimizer.param_groups:
             group["lr"] = group["peak"] * rate
-        inputs = tensors([self._examples[index] for index in chosen], self._signature)
-        loss = self._loss(self._network(*inputs), chosen)
+        examples = [self._examples[index] for index in chosen]
+        part = [self._examples[index] for index in self._peers.part(chosen)]
+        outputs = self._peers.whole(self._shared(*tensors(part, self._signature)), len(chosen))
+        loss = self._loss(_whole_texts(outputs, examples), chosen)
         if not math.isfinite(loss.item()):
             raise RefusedError(
                 f"the loss must stay a number, at step {self.step + 1} it is {loss.item()}; "
@@ -204,7 +219,18 @@ class _Training:
         self.epoch, self.batch, self.loss_sum = self.epoch + 1, 0, 0.0
 
 
-def _optimizer(network: Network, settings: NetworkTraining) -> torch.optim.Optimizer:
+def _whole_texts(outputs: Mapping[str, Tensor], examples: Sequence[Encoded]) -> Mapping[str, Tensor]:
+    """Answers about whole texts [B, C], of a text in windows the mean over them as in `models.batch.split`."""
+    windows = [example.n_windows for example in examples]
+    if max(windows) == 1:
+        return outputs
+    return {
+        name: torch.stack([part.mean(0) for part in torch.split(answer, windows)]) if answer.ndim == 2 else answer
+        for name, answer in outputs.items()
+    }
+
+
+def _optimizer(network: Network, settings: LoopTraining) -> torch.optim.Optimizer:
     """AdamW with a peak rate for the encoder and one for the heads; biases and layer norms do not decay.
 
     `fused` takes a third of the default's time on CPU, and is as repeatable.

@@ -66,7 +66,7 @@ def same_order(expected_D: NDArray[np.generic], found_D: NDArray[np.generic], to
 
 
 def _without_padding(outputs: Arrays, length: int) -> Arrays:
-    return {name: array[:length] if name == _PADDED_OUTPUT else array for name, array in outputs.items()}
+    return {name: array[..., :length, :] if name == _PADDED_OUTPUT else array for name, array in outputs.items()}
 
 
 def _difference(name: str, wanted: NDArray[np.generic], found: NDArray[np.generic]) -> float:

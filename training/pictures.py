@@ -10,7 +10,8 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from models.metrics import N_CALIBRATION_BINS, Ratio, calibration_bins, class_indices, ece, span_f1_by_type
+from models.manifest import OOS_LABEL
+from models.metrics import N_CALIBRATION_BINS, Ratio, auroc, calibration_bins, class_indices, ece, span_f1_by_type
 from registry.evaluation import Latency
 from training.data.splits import IntentRows, TaggingRows
 from training.evaluate import AnyRows, Evaluation
@@ -31,6 +32,12 @@ def pictures(rows: AnyRows, evaluation: Evaluation) -> dict[str, Figure]:
         gold_N, predicted_N = class_indices(labels, evaluation.labels)
         confidences_N = evaluation.predictions.answers["confidence"].astype(np.float64)
         figures["reliability_diagram"] = reliability_diagram(confidences_N, gold_N == predicted_N)
+        if evaluation.before is not None:
+            figures["reliability_before"] = reliability_diagram(*evaluation.before)
+        if "scope" in evaluation.predictions.answers:
+            log_odds_N = evaluation.predictions.answers["scope"].astype(np.float64)
+            is_inside_N = np.array([label != OOS_LABEL for label in labels])
+            figures["scope"] = scope_curve(log_odds_N, is_inside_N, evaluation.scope_threshold)
     if isinstance(rows, TaggingRows) and evaluation.tags is not None:
         figures["span_f1_by_type"] = span_f1_bars(span_f1_by_type(rows.tags, evaluation.tags))
     if "ndcg@10" in evaluation.predictions.ratios:
@@ -84,6 +91,40 @@ def reliability_diagram(confidences_N: NDArray[np.floating], correct_N: NDArray[
     above.legend(loc="upper left")
     below.bar(edges_B, n_B / max(len(bins_N), 1), width, align="edge", color=_GREY, ec="white")
     below.set(xlabel="confidence", ylabel="share of rows")
+    return figure
+
+
+def scope_curve(
+    log_odds_N: NDArray[np.floating], is_inside_N: NDArray[np.bool_], threshold: float | None = None
+) -> Figure:
+    """Log-odds of being in scope of both kinds of rows, and what every threshold would find at what cost."""
+    figure = Figure(figsize=(9, 4), dpi=_DPI, layout="constrained")
+    FigureCanvasAgg(figure)
+    left, right = figure.subplots(1, 2)
+    kinds = (("in scope", is_inside_N, _BLUE), ("oos", ~is_inside_N, _ORANGE))
+    edges = np.linspace(log_odds_N.min(), log_odds_N.max() + 1e-6, 41)
+    for name, chosen_N, colour in kinds:
+        if chosen_N.any():
+            weights = np.full(chosen_N.sum(), 1 / chosen_N.sum())
+            left.hist(log_odds_N[chosen_N], bins=edges, weights=weights, color=colour, alpha=0.6, label=name)
+    left.set(xlabel="log-odds of being in scope", ylabel="share of the rows of a kind")
+    inside, oos = np.sort(log_odds_N[is_inside_N]), np.sort(log_odds_N[~is_inside_N])
+    cuts = np.unique(log_odds_N)
+    if len(inside) and len(oos):
+        alarms, recall = 1000 * np.searchsorted(inside, cuts) / len(inside), np.searchsorted(oos, cuts) / len(oos)
+        right.plot(alarms, recall, color=_BLUE)
+        right.set_title(f"area under the ROC curve {auroc(log_odds_N, is_inside_N):.4f}", fontsize=10)
+    if threshold is not None:
+        left.axvline(threshold, color="black", ls="--", label="threshold")
+        if len(inside) and len(oos):
+            at = 1000 * float((inside < threshold).mean()), float((oos < threshold).mean())
+            note = f"{at[1]:.2f} found at {at[0]:.0f}"
+            right.plot(*at, "o", color=_ORANGE)
+            right.annotate(note, at, xytext=(8, -12), textcoords="offset points", fontsize=9)
+    left.legend(frameon=False)
+    right.set(xlabel="false alarms per 1000 in-scope rows", ylabel="part of the oos rows found", xlim=(0, 200))
+    right.set(ylim=(0, 1.02))
+    right.grid(alpha=0.3)
     return figure
 
 
@@ -156,6 +197,18 @@ def latency_bars(variants: Mapping[str, Mapping[str, Latency]]) -> Figure:
     axes.set_xticks(range(len(calls)), [call.replace("_", " ") for call in calls])
     axes.set(ylabel="milliseconds, one thread")
     axes.legend(frameon=False, loc="upper left")
+    return figure
+
+
+def propensity_curve(propensities: Sequence[float]) -> Figure:
+    """How likely each position is looked at, beside 1 / position; both axes are logarithmic."""
+    positions = np.arange(1, len(propensities) + 1)
+    figure, axes = _figure(6, 4)
+    axes.plot(positions, propensities, color=_BLUE, marker="o" if len(positions) <= 30 else None, ms=4, label="found")
+    axes.plot(positions, 1 / positions, "--", color=_GREY, label="1 / position")
+    axes.set(xlabel="position", ylabel="looked at, relative to position 1", xscale="log", yscale="log")
+    axes.grid(alpha=0.3)
+    axes.legend(frameon=False)
     return figure
 
 

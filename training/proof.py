@@ -24,6 +24,7 @@ from training.fit import Fitted, Recorder
 from training.latency import latency
 from training.parity import compare
 from training.quantize import quantize
+from training.slices import times_asked
 
 _N_GOLDEN = 8
 
@@ -32,10 +33,20 @@ class Proof:
     """A draft's files against the model they came from: parity, INT8 within its budget, quality, size, speed."""
 
     def __init__(
-        self, directory: Path, contents: Contents, config: TrainConfig, splits: Splits[Any], recorder: Recorder
+        self,
+        directory: Path,
+        contents: Contents,
+        config: TrainConfig,
+        splits: Splits[Any],
+        recorder: Recorder,
+        *,
+        model: Model | None = None,
+        is_timed: bool = True,
     ) -> None:
+        """model: what `open_model` gives for these files, where it is open already. is_timed: measure latency."""
         self._contents = contents
-        self._model: Model = open_model(directory, contents)
+        self._model: Model = model or open_model(directory, contents)
+        self._is_timed = is_timed
         self._directory = directory
         self._config = config
         self._splits = splits
@@ -162,12 +173,16 @@ class Proof:
                 self._session(name, 1).run,
                 list(self._rows.values())[-1],
                 seed=self._config.training.seed,
-            ),
+            )
+            if self._is_timed
+            else {},
             size_bytes=(self._directory / VARIANTS[name]).stat().st_size,
         )
 
 
 def _label_counts(train: AnyRows) -> Mapping[str, int] | None:
-    if isinstance(train, RankingRows) or train.labels is None:
+    if isinstance(train, RankingRows):
+        return times_asked(train)
+    if train.labels is None:
         return None
     return Counter(train.labels)

@@ -2,24 +2,40 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
-from models.errors import DataError
+from models.errors import ConfigError, DataError
 from models.tagging import OUTSIDE
-from training.config import TaggingTransformerConfig
+from training.config import TaggingStudentConfig, TaggingTransformerConfig
 from training.data.conll import read_tagging_conll
 from training.data.files import read_file as read_one
 from training.data.files import read_splits
+from training.data.gazetteer import Terms, read_gazetteer
 from training.data.jsonl import read_tagging_jsonl
 from training.data.labels import known_labels, known_tags, unknown_note
-from training.data.splits import Splits, TaggingRows
+from training.data.splits import Read, Splits, TaggingRows
 from training.fit import Checkpoint, Fitted, Recorder
 
 READERS = {".jsonl": read_tagging_jsonl, ".conll": read_tagging_conll}
 
+TaggingConfig = TaggingTransformerConfig | TaggingStudentConfig
 
-def read(data_dir: Path, config: TaggingTransformerConfig) -> Splits[TaggingRows]:
-    """Read train, valid and test; a part of train is held out as valid where there is no such file.
+
+@dataclass(frozen=True)
+class TaggingSplits(Splits[TaggingRows]):
+    """The rows, and the terms that the network is told of."""
+
+    terms: Terms | None = None
+
+    def sources(self) -> Mapping[str, Read]:
+        """The splits, and the terms where there are some."""
+        return super().sources() if self.terms is None else {**super().sources(), "gazetteer": self.terms}
+
+
+def read(data_dir: Path, config: TaggingConfig) -> TaggingSplits:
+    """Read train, valid, test and terms; a part of train is held out as valid where there is no such file.
 
     DataError for bad rows, where some files have labels and others have none, and where train has nothing to learn: one
     label only, or no tag but `O`.
@@ -41,23 +57,40 @@ def read(data_dir: Path, config: TaggingTransformerConfig) -> Splits[TaggingRows
     known_tags(splits.train.tags, splits.train.file)
     if splits.train.labels is not None:
         known_labels(splits.train.labels, splits.train.file)
-    return Splits(splits.train, splits.valid, splits.test, (*splits.notes, *_unknown_notes(splits)))
+    notes = (*splits.notes, *_unknown_notes(splits))
+    # A student is told of the terms that its teacher knows.
+    terms = None if isinstance(config, TaggingStudentConfig) else _terms(data_dir, config.model.gazetteer)
+    return TaggingSplits(splits.train, splits.valid, splits.test, notes, terms=terms)
 
 
-def read_file(path: Path, config: TaggingTransformerConfig) -> TaggingRows:
+def read_file(path: Path, config: TaggingConfig) -> TaggingRows:
     """Read one labelled file; DataError for bad rows or an ending that is not one of READERS."""
     del config
     return read_one(path, READERS)
 
 
-def fit(
-    config: TaggingTransformerConfig, splits: Splits[TaggingRows], recorder: Recorder, checkpoint: Checkpoint
-) -> Fitted:
-    """Fine-tune an encoder with a tag head, and an intent head where rows have labels."""
+def fit(config: TaggingConfig, splits: Splits[TaggingRows], recorder: Recorder, checkpoint: Checkpoint) -> Fitted:
+    """Fit the model that `config.model.kind` names, with an intent head where rows have labels."""
     # PyTorch takes seconds to import; whoever only reads rows does not need it.
+    if isinstance(config, TaggingStudentConfig):
+        from training import distil
+
+        return distil.fit(config, splits, recorder, checkpoint)
     from training.network import fit_tagging
 
-    return fit_tagging(config, splits, recorder, checkpoint)
+    terms = splits.terms if isinstance(splits, TaggingSplits) else None
+    return fit_tagging(config, splits, None if terms is None else terms.gazetteer, recorder, checkpoint)
+
+
+def _terms(data_dir: Path, name: str | None) -> Terms | None:
+    if name is None:
+        return None
+    path = data_dir / name if (data_dir / name).exists() else Path(name)
+    if not path.is_file():
+        raise ConfigError(
+            f"model.gazetteer must be a file below {data_dir} or a path, got {name}", field="model.gazetteer"
+        )
+    return read_gazetteer(path)
 
 
 def _unknown_notes(splits: Splits[TaggingRows]) -> tuple[str, ...]:

@@ -13,6 +13,8 @@ from torch import Tensor, nn
 from transformers import AutoModel, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
+from models.gazetteer import INPUT as GAZETTEER_INPUT
+from models.networks.crf import Crf
 from models.networks.protocol import Network
 
 
@@ -21,16 +23,35 @@ class TransformerNetwork(Network):
 
     n_labels: C, 0 for no intent head; it reads the mean of the real tokens' states.
     n_tags: K, 0 for no tag head; it reads every token's state.
+    crf: what it learns of the order of tags beside its answers, None where it learns none of it.
+    gazetteer: how it reads the terms that were found in the text, None where it reads none.
     """
 
-    def __init__(self, encoder: PreTrainedModel, *, n_labels: int, n_tags: int, dropout: float) -> None:
+    def __init__(
+        self,
+        encoder: PreTrainedModel,
+        *,
+        n_labels: int,
+        n_tags: int,
+        dropout: float,
+        crf: Crf | None = None,
+        gazetteer: GazetteerEmbedding | None = None,
+    ) -> None:
         super().__init__()
         self.encoder = encoder
         self.dropout = nn.Dropout(dropout)
         n_hidden = int(encoder.config.hidden_size)
         self.intent_head = nn.Linear(n_hidden, n_labels) if n_labels else None
         self.tag_head = nn.Linear(n_hidden, n_tags) if n_tags else None
+        self.crf = crf
+        self.gazetteer = gazetteer
         self._reads_token_types = "token_type_ids" in inspect.signature(encoder.forward).parameters
+
+    @property
+    def input_names(self) -> tuple[str, ...]:
+        """Names of the inputs, all int64 [B, T], in the order that `forward` takes them."""
+        names = ("input_ids", "attention_mask")
+        return names if self.gazetteer is None else (*names, GAZETTEER_INPUT)
 
     @property
     def output_names(self) -> tuple[str, ...]:
@@ -39,15 +60,20 @@ class TransformerNetwork(Network):
         return tuple(name for name, head in heads.items() if head is not None)
 
     def forward(self, *inputs: Tensor) -> dict[str, Tensor]:
-        """`intent_logits` [B, C] and `tag_logits` [B, T, K], those it has, of int64 input_ids and mask [B, T]."""
-        input_ids, attention_mask = inputs
-        return self.answer(self.states(input_ids, attention_mask), attention_mask)
+        """`intent_logits` [B, C] and `tag_logits` [B, T, K], those it has, of `input_names` [B, T]."""
+        input_ids, attention_mask, *others = inputs
+        return self.answer(self.states(input_ids, attention_mask, *others), attention_mask)
 
-    def states(self, input_ids: Tensor, attention_mask: Tensor | None) -> Tensor:
+    def states(self, input_ids: Tensor, attention_mask: Tensor | None, gazetteer: Tensor | None = None) -> Tensor:
         """The encoder's last states [B, T, H]."""
         arguments = {"token_type_ids": torch.zeros_like(input_ids)} if self._reads_token_types else {}
+        if self.gazetteer is None or gazetteer is None:
+            arguments["input_ids"] = input_ids
+        else:
+            words_BTH: Tensor = self.encoder.get_input_embeddings()(input_ids)
+            arguments["inputs_embeds"] = words_BTH + self.gazetteer(gazetteer)
         states_BTH: Tensor = self.encoder(
-            input_ids=input_ids, attention_mask=attention_mask, return_dict=True, **arguments
+            attention_mask=attention_mask, return_dict=True, **arguments
         ).last_hidden_state
         return states_BTH
 
@@ -61,6 +87,29 @@ class TransformerNetwork(Network):
         if self.tag_head is not None:
             outputs["tag_logits"] = self.tag_head(self.dropout(states_BTH))
         return outputs
+
+
+class GazetteerEmbedding(nn.Module):
+    """What is added to a token's embedding for the terms that it is part of; nothing before training.
+
+    While training, each type's matches in a text go unseen with the chance `dropout`, so that the network also learns
+    to do without: a catalogue never has all terms, and some of its terms are common words.
+    """
+
+    def __init__(self, n_types: int, n_hidden: int, dropout: float) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(2 * n_types, n_hidden))
+        self.dropout = dropout
+        self.bits: Tensor
+        self.register_buffer("bits", 2 ** torch.arange(2 * n_types), persistent=False)
+
+    def forward(self, gazetteer: Tensor) -> Tensor:
+        """Vectors [B, T, H] of the bits [B, T] that `models.gazetteer` gives."""
+        matches_BTG = torch.bitwise_and(gazetteer.unsqueeze(-1), self.bits).ne(0).to(self.weight.dtype)
+        if self.training:
+            is_seen_BG = torch.rand(len(gazetteer), len(self.bits) // 2) >= self.dropout
+            matches_BTG = matches_BTG * is_seen_BG.repeat_interleave(2, dim=1).unsqueeze(1)
+        return matches_BTG @ self.weight
 
 
 def load_encoder(directory: Path) -> PreTrainedModel:

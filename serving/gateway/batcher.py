@@ -15,7 +15,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from models.batch import Encoded, collate, split
+from models.batch import Encoded, collate, n_rows, split
 from models.errors import DeadlineError, OverloadedError, RankyardError, UnavailableError
 from serving.gateway.config import BatchConfig
 from serving.gateway.telemetry import Telemetry
@@ -133,11 +133,11 @@ class Batcher:
         started = time.perf_counter()
         outputs = await self._runtime.infer(model, inputs, timeout_s=timeout_s)
         queue.series.model_seconds.observe(time.perf_counter() - started)
-        n_rows = len(batch) if signature.layout == "rows" else sum(item.length for item in batch)
+        n_asked = sum(n_rows(request, signature) for request in requests)
         for name, array in outputs.items():
-            if array.shape[:1] != (n_rows,):
+            if array.shape[:1] != (n_asked,):
                 raise RankyardError(
-                    f"{model.ref} must answer {n_rows} rows in {name}, its shape is {array.shape}; "
+                    f"{model.ref} must answer {n_asked} rows in {name}, its shape is {array.shape}; "
                     "export the model again"
                 )
         for item, answer in zip(batch, split(outputs, requests, signature), strict=True):
@@ -163,12 +163,13 @@ _EXPIRED = (
 class _Item:
     """A request in a queue. It lives until its future is done: answered, failed, expired or cancelled."""
 
-    __slots__ = ("_timer", "deadline_s", "encoded", "future", "length")
+    __slots__ = ("_timer", "deadline_s", "encoded", "future", "length", "n_windows")
 
     def __init__(self, encoded: Encoded, deadline_s: float) -> None:
         loop = asyncio.get_running_loop()
         self.encoded = encoded
         self.length = encoded.length
+        self.n_windows = encoded.n_windows
         self.deadline_s = deadline_s
         self.future: asyncio.Future[Outputs] = loop.create_future()
         self._timer = loop.call_later(max(0.0, deadline_s - time.monotonic()), self.expire)
@@ -234,22 +235,27 @@ class _Queue:
             del self._waiting[item.future]
         self.series.batch_size.observe(len(batch))
         if self._is_padded:
-            self.series.padding.observe(1 - sum(item.length for item in batch) / max(longest * len(batch), 1))
+            n_cells = longest * sum(item.n_windows for item in batch)
+            n_tokens = sum(item.n_windows * item.length for item in batch)
+            self.series.padding.observe(1 - n_tokens / max(n_cells, 1))
         return batch
 
     def _joinable(self, first: _Item, size: int) -> Iterator[_Item]:
-        """`first` and the nearest to it in length, as many as the limits of a batch allow."""
+        """`first` and the nearest to it in length, as many as the limits of a batch allow; each window is a row."""
         yield first
-        n, total, longest = 1, first.length, first.length
+        n, total, longest = first.n_windows, first.n_windows * first.length, first.length
         if size == 1:
             return
         others = (item for item in self._waiting.values() if item is not first)
         for item in heapq.nsmallest(
             size - 1, others, key=lambda item: (abs(item.length - first.length), item.deadline_s)
         ):
-            n, total, longest = n + 1, total + item.length, max(longest, item.length)
+            n, total = n + item.n_windows, total + item.n_windows * item.length
+            longest = max(longest, item.length)
             cells, most = (n * longest, None) if self._is_padded else (total, self._config.max_batch_rows)
-            if (most is not None and cells > most) or (cells - total > self._config.max_padding * cells):
+            if n > self._config.max_batch_size or (most is not None and cells > most):
+                return
+            if cells - total > self._config.max_padding * cells:
                 return
             yield item
 

@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from models.config import Config
+from models.fusion import RECIPROCAL_RANK_K
 
 Count = Annotated[int, Field(ge=1)]
 Milliseconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
@@ -24,16 +25,39 @@ class ModelsConfig(Config):
     ranking: str | None = None
 
 
+class ReciprocalRankConfig(Config):
+    """Sum over the phases of 1 / (k + rank): `models.fusion.reciprocal_rank`."""
+
+    method: Literal["reciprocal_rank"]
+    k: float = Field(default=RECIPROCAL_RANK_K, gt=0, allow_inf_nan=False)
+
+
+class LinearConfig(Config):
+    """Weighted sum of the phases' standardised scores: `models.fusion.linear`.
+
+    weights: one a phase, from the first to the one that fuses; `models.fusion.fit_weights` finds them on valid lists.
+    """
+
+    method: Literal["linear"]
+    weights: tuple[Annotated[float, Field(ge=0, allow_inf_nan=False)], ...]
+
+
+FuseConfig = Annotated[ReciprocalRankConfig | LinearConfig, Field(discriminator="method")]
+
+
 class PhaseConfig(Config):
     """One pass over the candidates.
 
     model: its reference. keep: how many candidates go on, or into the answer where it is the last phase (None: all).
-    budget_ms: how long it may take before it is skipped (None: the request's deadline).
+    budget_ms: how long it may take before it is skipped (None: the request's deadline). fuse: order by this phase's
+    scores and those of the phases before it, of the candidates that came this far (None: by this phase's alone); a
+    phase that was skipped takes no part.
     """
 
     model: str
     keep: Count | None = None
     budget_ms: Milliseconds | None = None
+    fuse: FuseConfig | None = None
 
 
 class RuntimeConfig(Config):
@@ -102,6 +126,17 @@ class GatewayConfig(Config):
             raise ValueError("phases name the ranking models themselves; leave models.ranking out")
         if self.phases and self.phases[0].budget_ms is not None:
             raise ValueError("the first phase has no order to fall back to; leave its budget_ms out")
+        for number, phase in enumerate(self.phases, start=1):
+            if phase.fuse is not None and number == 1:
+                raise ValueError("the first phase has none before it to be fused with; leave its fuse out")
+            if isinstance(phase.fuse, LinearConfig):
+                if len(phase.fuse.weights) != number:
+                    raise ValueError(
+                        f"phases[{number - 1}].fuse must have {number} weights, one a phase so far, "
+                        f"it has {len(phase.fuse.weights)}"
+                    )
+                if not any(phase.fuse.weights):
+                    raise ValueError(f"phases[{number - 1}].fuse must have a weight above 0")
         if self.deadline_ms > self.max_deadline_ms:
             raise ValueError("deadline_ms must be at most max_deadline_ms")
         return self

@@ -9,12 +9,17 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 
+import numpy as np
+from numpy.typing import NDArray
+
+from models import fusion
 from models.answers import Phase, Ranking
 from models.batch import Encoded
 from models.errors import DeadlineError, NotFoundError, OverloadedError, RankyardError
-from models.ranking import Ranked, RankingModel, RankRequest
+from models.pairs import trimmed
+from models.ranking import Ranked, RankingModel, RankRequest, ranked
 from serving.gateway.batcher import Batcher
-from serving.gateway.config import LimitsConfig, PhaseConfig
+from serving.gateway.config import FuseConfig, LimitsConfig, LinearConfig, PhaseConfig
 from serving.gateway.published import Published
 from serving.gateway.telemetry import Telemetry
 from serving.runtime.protocol import ServedModel
@@ -75,18 +80,21 @@ class Rank:
         reasons: list[str] = []
         ids: Sequence[str] = request.ids
         order: _Order | None = None
+        scored: dict[int, dict[str, float]] = {}
         for number, (served, config) in enumerate(self._phases):
             started = time.perf_counter()
             n_in = len(ids)
             try:
                 order = await self._score(served, _subset(request, ids), _within(config, deadline_s))
+                scored[number] = {one.id: one.score for one in order.ranked}
+                order = replace(order, ranked=_fused(order, number, scored, config.fuse))
             except RankyardError as error:
                 if number == 0:
                     raise
                 self._telemetry.degraded(served.ref)
                 reasons.append(f"{served.ref} was skipped: {error.message}")
             else:
-                ids = [ranked.id for ranked in order.ranked]
+                ids = [one.id for one in order.ranked]
                 ms = (time.perf_counter() - started) * 1e3
                 phases.append(Phase(served.ref, n_in, min(n_in, config.keep or n_in), round(ms, 3)))
             ids = ids[: config.keep]
@@ -108,12 +116,31 @@ class Rank:
     async def _score(self, served: ServedModel, request: RankRequest, deadline_s: float) -> _Order:
         model = self._models[served.ref]
         asked = self._for_model(served.ref, request)
-        if served.bundle.manifest.pair_features is not None:
+        if served.bundle.manifest.reads_texts:
             encoded = await self._encoders.encode(model, asked, deadline_s)
         else:
             encoded = model.encode(asked)
-        outputs = await self._batcher.submit(served, encoded, deadline_s)
+        outputs = await self._outputs(served, model, encoded, deadline_s)
         return _Order(model.decode(asked, encoded, outputs), request.ids, encoded)
+
+    async def _outputs(
+        self, served: ServedModel, model: RankingModel, encoded: Encoded, deadline_s: float
+    ) -> Mapping[str, NDArray[np.generic]]:
+        """Scores [D]; the blocks of a long list are queued one by one, so that all workers share it."""
+        rows = model.blocks(encoded)
+        if len(rows) == 1:
+            return await self._batcher.submit(served, encoded, deadline_s)
+        futures = [self._batcher.submit(served, trimmed(encoded, block), deadline_s) for block in rows]
+        try:
+            answers = await asyncio.gather(*futures)
+        finally:
+            # Where one block failed, nobody waits for the others.
+            for future in futures:
+                future.cancel()
+        scores_D = np.empty(encoded.length, dtype=np.float32)
+        for block, answer in zip(rows, answers, strict=True):
+            scores_D[block] = answer["score"]
+        return {"score": scores_D}
 
     def _for_model(self, ref: str, request: RankRequest) -> RankRequest:
         """Leave out the features that only other phases know; one that none knows is left for the model to refuse."""
@@ -128,14 +155,16 @@ class Rank:
 
     def _explain(self, ref: str, order: _Order, ranking: Sequence[Ranked]) -> dict[str, dict[str, float | None]]:
         names = self._names[ref]
+        if not names:
+            return {one.id: {} for one in ranking}
         matrix_DF = order.encoded.arrays["features"]
         rows = {identity: row for row, identity in enumerate(order.ids)}
         return {
-            ranked.id: {
+            one.id: {
                 name: None if math.isnan(value) else value
-                for name, value in zip(names, matrix_DF[rows[ranked.id]].tolist(), strict=True)
+                for name, value in zip(names, matrix_DF[rows[one.id]].tolist(), strict=True)
             }
-            for ranked in ranking
+            for one in ranking
         }
 
 
@@ -169,6 +198,21 @@ class Encoders:
     def close(self) -> None:
         """Let what runs end, drop the rest."""
         self._threads.shutdown(wait=True, cancel_futures=True)
+
+
+def _fused(
+    order: _Order, number: int, scored: Mapping[int, Mapping[str, float]], fuse: FuseConfig | None
+) -> tuple[Ranked, ...]:
+    """Order the candidates by what all phases up to `number` said of them, those that were skipped left out."""
+    if fuse is None:
+        return order.ranked
+    phases = [phase for phase in sorted(scored) if phase <= number]
+    scores_PD = [np.array([scored[phase][identity] for identity in order.ids]) for phase in phases]
+    if isinstance(fuse, LinearConfig):
+        fused_D = fusion.linear(scores_PD, [fuse.weights[phase] for phase in phases])
+    else:
+        fused_D = fusion.reciprocal_rank(scores_PD, fuse.k)
+    return ranked(order.ids, fused_D)
 
 
 def _within(config: PhaseConfig, deadline_s: float) -> float:

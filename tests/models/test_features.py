@@ -98,10 +98,41 @@ def test_a_blank_text_has_no_cosine(featurizer):
     query=st.lists(st.sampled_from((*WORDS, "shoe", "10oz", "8", "")), max_size=12).map(" ".join),
     titles=st.lists(st.lists(st.sampled_from((*WORDS, "shoe", "10 ounces")), max_size=12).map(" ".join), max_size=9),
 )
-def test_a_pairs_features_depend_on_the_pair_alone_to_the_last_bit(featurizer, query, titles):
+def test_all_features_but_one_depend_on_the_pair_alone_to_the_last_bit(featurizer, query, titles):
+    others = [place for place, name in enumerate(featurizer.names) if name != "list_agreement"]
     together = featurizer.transform(query, titles)
     for title, row in zip(titles, together, strict=True):
-        np.testing.assert_array_equal(featurizer.transform(query, [title])[0], row)
+        np.testing.assert_array_equal(featurizer.transform(query, [title])[0][others], row[others])
+
+
+def agreements(featurizer, query, *titles):
+    return featurizer.transform(query, titles)[:, featurizer.names.index("list_agreement")]
+
+
+def test_agreement_with_the_list_by_hand(featurizer):
+    # Cosines with the query 1, 1/sqrt(2), 0; of the titles with each other 1/sqrt(2), 0 and 1/sqrt(2), 0.
+    half = 1 / math.sqrt(2)
+    weights = [math.exp(10), math.exp(10 * half), 1]
+    found = agreements(featurizer, "red", "red", "red shoes", "shoes")
+    expected = [
+        weights[1] * half / (weights[1] + weights[2]),
+        (weights[0] * half + weights[2] * half) / (weights[0] + weights[2]),
+        weights[1] * half / (weights[0] + weights[1]),
+    ]
+    np.testing.assert_allclose(found, expected, rtol=1e-6)
+
+
+def test_agreement_is_missing_without_another_title_or_a_vector(featurizer):
+    assert np.isnan(agreements(featurizer, "red", "red shoes")).all()
+    assert np.isnan(agreements(featurizer, "", "red", "shoes")).all()
+    assert np.isnan(agreements(featurizer, "red", "red", "", "shoes")).tolist() == [False, True, False]
+
+
+@given(st.permutations(range(5)))
+def test_agreement_knows_no_order_of_the_list(featurizer, order):
+    titles = ["red shoes", "red shoes", "blue nike", "nike", "size 10"]
+    found = agreements(featurizer, "red nike", *(titles[place] for place in order))
+    np.testing.assert_allclose(found, agreements(featurizer, "red nike", *titles)[list(order)], rtol=1e-6)
 
 
 def test_what_was_saved_answers_alike(featurizer, tmp_path):

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
-from scipy.special import softmax
+from scipy.special import logsumexp, softmax
 
 from models.answers import Alternative
 from models.batch import Encoded
-from models.intent import IntentModel, decode_intent
-from models.manifest import Calibration, Contents, NgramText, Signature
+from models.intent import IntentModel, answered_label, decode_intent, decode_intents
+from models.manifest import Calibration, Contents, NgramText, Scope, Signature
 from models.text import NgramEncoder
 
 LABELS = ("buy", "oos", "return", "track")
@@ -52,3 +54,58 @@ def test_the_label_oos_is_out_of_scope() -> None:
     assert not reading.intent.in_scope
     assert reading.intent.confidence == pytest.approx(softmax([0.0, 2.0, 0.0, 0.0])[1])
     assert reading.entities is None
+
+
+def scope(threshold: float, *, is_calibrated: bool = True) -> Scope:
+    """Log-odds are 2 energy - 1 where calibrated, the energy itself where not."""
+    weight, bias = (2.0, -1.0) if is_calibrated else (1.0, 0.0)
+    return Scope(weights={"energy": weight}, bias=bias, threshold=threshold, is_calibrated=is_calibrated)
+
+
+LOGITS_C = np.array([1.0, 3.0, 0.0, -1.0])
+INSIDE_C = softmax(LOGITS_C[[0, 2, 3]] / 2)
+P_INSIDE = 1 / (1 + np.exp(-(2 * logsumexp(LOGITS_C[[0, 2, 3]]) - 1)))
+
+
+def test_in_scope_a_label_has_the_chance_of_being_in_scope_times_its_own() -> None:
+    intent = decode_intent(LOGITS_C, LABELS, 2.0, scope=scope(-1.0))
+    # `oos` has the largest logit, and yet the threshold alone decides.
+    assert (intent.label, intent.in_scope) == ("buy", True)
+    assert intent.confidence == pytest.approx(P_INSIDE * INSIDE_C[0])
+    chances = {other.label: other.confidence for other in intent.alternatives}
+    assert chances == pytest.approx(
+        {"return": P_INSIDE * INSIDE_C[1], "track": P_INSIDE * INSIDE_C[2], "oos": 1 - P_INSIDE}
+    )
+
+
+def test_below_the_threshold_the_answer_is_oos_and_what_it_would_have_been_comes_next() -> None:
+    intent = decode_intent(LOGITS_C, LABELS, 2.0, scope=scope(5.0))
+    assert (intent.label, intent.in_scope) == ("oos", False)
+    assert intent.confidence == pytest.approx(1 - P_INSIDE)
+    assert [other.label for other in intent.alternatives] == ["buy", "return", "track"]
+    assert intent.confidence + sum(other.confidence for other in intent.alternatives) == pytest.approx(1.0)
+
+
+def test_a_model_without_the_class_oos_can_refuse_too() -> None:
+    labels = ("buy", "return", "track")
+    refused = decode_intent(np.array([1.0, 0.0, -1.0]), labels, 1.0, scope=scope(9.0, is_calibrated=False))
+    assert (refused.label, refused.in_scope) == ("oos", False)
+    assert refused.confidence == pytest.approx(1 - softmax([1.0, 0.0, -1.0])[0])
+    kept = decode_intent(np.array([1.0, 0.0, -1.0]), labels, 1.0, scope=scope(0.0, is_calibrated=False))
+    assert kept.confidence == pytest.approx(softmax([1.0, 0.0, -1.0])[0])
+    assert [other.label for other in kept.alternatives] == ["return", "track"]
+
+
+def test_a_text_may_have_several_labels_and_none_of_them_is_out_of_scope() -> None:
+    def sigmoid(logit: float) -> float:
+        return 1 / (1 + math.exp(-logit))
+
+    several = decode_intents(np.array([0.2, -3.0, 4.0, -0.1]), ("a", "b", "c", "d"), 2.0)
+    assert [label.label for label in several.labels] == ["c", "a"]
+    assert (several.label, several.confidence, several.in_scope) == ("c", pytest.approx(sigmoid(2)), True)
+    assert [other.label for other in several.alternatives] == ["a", "d", "b"]
+    none = decode_intents(np.array([-1.0, -3.0]), ("a", "b"), 1.0)
+    assert (none.label, none.in_scope, none.labels) == ("oos", False, ())
+    assert none.confidence == pytest.approx((1 - sigmoid(-1)) * (1 - sigmoid(-3)))
+    assert answered_label(several) == "a + c"
+    assert answered_label(none) == "oos"

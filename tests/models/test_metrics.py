@@ -34,16 +34,44 @@ def test_intent_metrics_by_hand():
     gold = ["returns", "order", "oos", "oos", "store", "oos"]
     predicted = ["returns", "store", "oos", "order", "oos", "oos"]
     assert values(metrics.intent_metrics(gold, predicted)) == pytest.approx(
-        {"accuracy": 3 / 6, "accuracy_in_scope": 1 / 3, "oos_recall": 2 / 3, "oos_precision": 2 / 3}
+        {
+            "accuracy": 3 / 6,
+            "accuracy_in_scope": 1 / 3,
+            "oos_recall": 2 / 3,
+            "oos_precision": 2 / 3,
+            "false_alarms_per_1000": 1000 / 3,
+        }
     )
 
 
-def test_a_set_without_oos_rows_has_no_oos_metrics():
-    assert set(metrics.intent_metrics(["a", "b"], ["a", "oos"])) == {"accuracy", "accuracy_in_scope"}
+def test_a_set_without_oos_rows_has_only_false_alarms_to_count():
+    found = metrics.intent_metrics(["a", "b"], ["a", "oos"])
+    assert values(found) == {"accuracy": 0.5, "accuracy_in_scope": 0.5, "false_alarms_per_1000": 500}
+    assert set(metrics.intent_metrics(["a", "b"], ["a", "a"])) == {"accuracy", "accuracy_in_scope"}
 
 
 def test_precision_is_left_out_where_nothing_is_called_oos():
-    assert set(metrics.intent_metrics(["a", "oos"], ["a", "a"])) == {"accuracy", "accuracy_in_scope", "oos_recall"}
+    found = metrics.intent_metrics(["a", "oos"], ["a", "a"])
+    assert set(found) == {"accuracy", "accuracy_in_scope", "oos_recall", "false_alarms_per_1000"}
+
+
+def test_label_accuracy_is_that_of_in_scope_rows_before_any_is_refused():
+    found = values(metrics.intent_metrics(["a", "b", "oos"], ["oos", "a", "oos"], likeliest=["a", "a", "b"]))
+    assert (found["label_accuracy"], found["accuracy_in_scope"], found["accuracy"]) == (1 / 2, 0, 1 / 3)
+
+
+def test_label_sets_are_judged_by_pairs_of_text_and_label():
+    gold, guess = [{"a", "b"}, {"a"}, set()], [{"a"}, {"a", "c"}, {"b"}]
+    found = values(metrics.label_set_metrics(gold, guess))
+    assert found == pytest.approx({"label_f1": 4 / 7, "label_precision": 2 / 4, "label_recall": 2 / 3})
+
+
+@pytest.mark.parametrize("n_levels", [4, 10_000])
+def test_auroc_equals_scikit_learns_with_ties_and_without(n_levels):
+    random = np.random.default_rng(2)
+    scores, is_positive = random.integers(0, n_levels, 300).astype(float), random.random(300) < 0.2
+    assert metrics.auroc(scores, is_positive) == pytest.approx(sklearn.metrics.roc_auc_score(is_positive, scores))
+    assert math.isnan(metrics.auroc(scores, np.ones(300, dtype=bool)))
 
 
 def test_a_gold_label_that_the_model_does_not_know_is_an_error():

@@ -38,3 +38,19 @@ def test_equal_scores_keep_the_order_they_came_in() -> None:
     model = RankingModel(CONTENTS)
     ranked = model.decode(request, model.encode(request), {"score": column(1, 2, 1, 2)})
     assert [(item.id, item.rank) for item in ranked] == [("b", 1), ("d", 2), ("a", 3), ("c", 4)]
+
+
+class Featurizer:
+    names = ("cosine", "list_agreement")
+
+    def transform(self, _query: str, titles: tuple[str, ...]) -> np.ndarray:
+        return np.tile(np.float32([0.5, 0.25]), (len(titles), 1))
+
+
+def test_a_bundle_with_fewer_computed_features_gets_those_that_it_names() -> None:
+    contents = CONTENTS.model_copy(update={"features": ("cosine", "price", "hour")})
+    model = RankingModel(contents, Featurizer())  # type: ignore[arg-type]
+    request = RankRequest(ids=("a",), texts=("x",), features={"price": column(7)})
+    np.testing.assert_array_equal(model.encode(request).arrays["features"], [[0.5, 7, np.nan]])
+    with pytest.raises(InputError, match="'cosine' is computed from the texts"):
+        model.encode(RankRequest(ids=("a",), texts=("x",), features={"cosine": column(7)}))

@@ -1,48 +1,16 @@
-from itertools import product
-
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
-from hypothesis.extra.numpy import arrays
 from seqeval.metrics.sequence_labeling import get_entities
 
 from models.batch import Encoded
 from models.manifest import Calibration, Contents, Signature, SubwordText
-from models.tagging import Span, TaggingModel, spans, viterbi
+from models.tagging import Span, TaggingModel, spans
 from models.text import SubwordEncoder, split_words
 from tests.tiny_encoder import SPECIAL, WORDS, write_encoder
 
 TAGS = ("O", "B-brand", "I-brand", "B-size", "I-size")
-
-
-def is_valid(tags):
-    return all(
-        not tag.startswith("I-") or before in {tag, f"B-{tag[2:]}"}
-        for before, tag in zip(("O", *tags), tags, strict=False)
-    )
-
-
-@settings(deadline=None, max_examples=60)
-@given(arrays(np.float64, st.tuples(st.integers(1, 4), st.just(5)), elements=st.floats(-5, 5, width=16)))
-def test_viterbi_finds_the_best_of_all_valid_sequences(logits):
-    path = viterbi(logits, TAGS)
-    assert is_valid([TAGS[tag] for tag in path])
-    rows = np.arange(len(logits))
-    best = max(
-        logits[rows, candidate].sum()
-        for candidate in product(range(5), repeat=len(logits))
-        if is_valid([TAGS[tag] for tag in candidate])
-    )
-    assert logits[rows, path].sum() == pytest.approx(best)
-
-
-def test_a_continuation_without_a_beginning_among_the_tags_is_never_given():
-    assert viterbi(np.array([[0.0, 9.0], [0.0, 9.0]]), ("O", "I-brand")) == [0, 0]
-
-
-def test_a_text_without_words_has_no_tags():
-    assert viterbi(np.empty((0, 5)), TAGS) == []
 
 
 @given(st.lists(st.sampled_from(TAGS), max_size=8))
@@ -107,8 +75,8 @@ def test_a_word_without_tokens_is_outside_and_ends_a_span(encoder):
     encoded = model(encoder).encode(text)
     assert encoded.first_pieces[1] == -1
     _, tags = read(encoder, text, ["B-brand", "I-brand", "I-brand"])
-    assert tags[1] == "O"
-    assert is_valid(tags)
+    assert tags[:2] == ["B-brand", "O"]
+    assert tags[2] != "I-brand"
 
 
 def test_a_joint_model_reads_the_intent_too(encoder):

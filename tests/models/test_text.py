@@ -168,3 +168,57 @@ def test_a_broken_tokenizer_file_is_refused_by_name(tmp_path: Path) -> None:
     (tmp_path / "tokenizer.json").write_text("{}")
     with pytest.raises(BundleError, match=r"tokenizer\.json must be a tokenizer"):
         SubwordEncoder(tmp_path / "tokenizer.json", 8)
+
+
+def test_a_long_text_is_read_in_windows_that_overlap_at_words(tokenizer_json: Path) -> None:
+    text = "red new shoes red new red shoes red"
+    encoded = SubwordEncoder(tokenizer_json, 8, max_windows=4).encode_words(text, split_words(text))
+    # Pieces: red 3, new 7, shoes 4 5; six fit between CLS 1 and SEP 2, and a quarter of six (1) is shared.
+    assert encoded.arrays["input_ids"].tolist() == [[1, 3, 7, 4, 5, 3, 7, 2], [1, 7, 3, 4, 5, 3, 2, 0]]
+    assert encoded.arrays["attention_mask"].tolist() == [[1] * 8, [1] * 7 + [0]]
+    assert encoded.word_windows == (0, 0, 0, 0, 0, 1, 1, 1)
+    assert encoded.first_pieces == (1, 2, 3, 5, 6, 2, 3, 5)
+    assert (encoded.n_windows, encoded.length) == (2, 8)
+
+
+def test_a_text_that_fits_has_no_windows(tokenizer_json: Path) -> None:
+    text = "red new shoes"
+    once, several = (
+        SubwordEncoder(tokenizer_json, 8, windows).encode_words(text, split_words(text)) for windows in (1, 9)
+    )
+    assert once.arrays["input_ids"].tolist() == several.arrays["input_ids"].tolist()
+    assert (several.n_windows, several.word_windows) == (1, ())
+
+
+@given(st.lists(st.sampled_from(["red", "new", "shoes", "\x01", "shoes,red"]), min_size=1, max_size=60))
+def test_every_word_is_read_once_with_its_own_pieces(tokenizer_json: Path, words: list[str]) -> None:
+    text = " ".join(words)
+    encoded = SubwordEncoder(tokenizer_json, 9, max_windows=64).encode_words(text, split_words(text))
+    whole = SubwordEncoder(tokenizer_json, 999).encode_words(text, split_words(text))
+    ids, mask = (np.atleast_2d(encoded.arrays[name]) for name in ("input_ids", "attention_mask"))
+    windows = encoded.word_windows or (0,) * len(words)
+    assert list(windows) == sorted(windows)
+    assert mask.sum(axis=1).max() <= 9
+    assert ((ids * mask == 2).sum(axis=1) == 1).all()
+    for window, piece, first in zip(windows, encoded.first_pieces, whole.first_pieces, strict=True):
+        assert (piece < 0) == (first < 0)
+        assert piece < 0 or ids[window, piece] == whole.arrays["input_ids"][first]
+
+
+def test_a_text_beyond_its_windows_or_a_word_beyond_one_is_refused(tokenizer_json: Path) -> None:
+    encoder = SubwordEncoder(tokenizer_json, 6, max_windows=2)
+    with pytest.raises(InputError, match="at most 6 tokens in each of 2 windows, got 12; shorten it") as caught:
+        encoder.encode("red " * 10)
+    assert caught.value.field == "query"
+    with pytest.raises(InputError, match="a word must have at most 4 tokens, got 5; shorten it"):
+        encoder.encode("red shoes,shoes")
+    with pytest.raises(InputError, match="at most 240 characters"):
+        encoder.encode("x" * 241)
+
+
+def test_numbers_of_words_are_given_to_their_tokens(tokenizer_json: Path) -> None:
+    text = "red shoes \x01 new"
+    encoded = SubwordEncoder(tokenizer_json, 16).encode_words(
+        text, split_words(text), {"terms": np.array([5, 6, 7, 8])}
+    )
+    assert encoded.arrays["terms"].tolist() == [0, 5, 6, 6, 8, 0]

@@ -122,7 +122,10 @@ def test_answers_come_in_the_order_of_the_requests_whatever_the_batches(intent):
 def test_intents_are_judged_with_intervals_and_unknown_labels_counted(intent):
     evaluation = evaluate(*intent, intent_rows(), config=CONFIG, seed=1)
     metrics, intervals = evaluation.quality.metrics, evaluation.quality.intervals
-    assert set(metrics) == {"accuracy", "accuracy_in_scope", "oos_recall", "oos_precision", "macro_f1", "ece"}
+    assert set(metrics) == {
+        *("accuracy", "accuracy_in_scope", "oos_recall", "oos_precision", "macro_f1", "ece"),
+        *("false_alarms_per_1000", "label_accuracy", "scope_auroc"),
+    }
     assert metrics["accuracy"] == 6 / 8
     assert metrics["accuracy_in_scope"] == 4 / 5
     assert metrics["oos_recall"] == pytest.approx(2 / 3)

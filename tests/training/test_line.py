@@ -83,7 +83,8 @@ def test_a_joint_model_goes_through_every_step(tracking: Tracking, data: Path, j
     trained = line.run(order(joint, data, "shop-query"), tracking, Terminal())
     bundle = open_bundle(trained.bundle.path)
     assert set(bundle.manifest.files) == {
-        "model.onnx", "model.int8.onnx", "tokenizer.json", "evaluation.json", "predictions.npz", "golden.json"
+        "model.onnx", "model.int8.onnx", "tokenizer.json", "transitions.npy", "evaluation.json", "predictions.npz",
+            "golden.json",
     }  # fmt: skip
     assert (bundle.manifest.labels, bundle.manifest.tags) == (
         ("order", "search"),

@@ -169,7 +169,9 @@ def test_two_fits_are_equal(tmp_path: Path) -> None:
 def test_a_fit_says_how_far_it_is_and_what_it_found(tmp_path: Path) -> None:
     notes = Notes()
     model = fitted(ROWS, tmp_path, notes)
-    assert notes.said == [f"13 texts of 3 labels, {model.parameters()['n_ngrams']} n-grams"]
+    said_first, said_last = notes.said
+    assert said_first == f"13 texts of 3 labels, {model.parameters()['n_ngrams']} n-grams"
+    assert said_last.startswith("confidences: temperature ")
     assert notes.steps[-1] == (200, 200)
     assert model.parameters()["n_iterations"] < 200
 

@@ -5,8 +5,11 @@ import numpy as np
 import pytest
 import torch
 
-from models.errors import DataError, RefusedError
+from models.batch import collate, split
+from models.errors import DataError, InputError, RefusedError
+from models.gazetteer import Gazetteer
 from models.model import open_model
+from models.networks.transformer import GazetteerEmbedding
 from models.session import OnnxSession
 from models.text import SubwordEncoder
 from tests.tiny_encoder import write_encoder
@@ -14,10 +17,13 @@ from training import tagging
 from training.batches import shuffled_batches, sorted_batches
 from training.checkpoint import load, save
 from training.config import IntentTransformerConfig, TaggingTransformerConfig
+from training.data.gazetteer import Terms
 from training.data.splits import IntentRows, Splits, TaggingRows
 from training.fit import Checkpoint
 from training.loop import _rate
 from training.network import fit_intent
+from training.quantize import quantize
+from training.tagging import TaggingSplits
 
 COLOURS, BRANDS = ("red", "blue", "green"), ("nike", "adidas")
 SHOPPING = [(colour, brand, thing) for colour in COLOURS for brand in BRANDS for thing in ("shoes", "shirt", "shirts")]
@@ -38,11 +44,11 @@ def encoder(tmp_path_factory):
     return str(write_encoder(tmp_path_factory.mktemp("encoder")))
 
 
-def config(encoder, task="tagging", max_tokens=16, **training):
+def config(encoder, task="tagging", model=None, **training):
     schema = TaggingTransformerConfig if task == "tagging" else IntentTransformerConfig
     return schema(
         task=task,
-        model={"kind": "transformer", "encoder": encoder, "max_tokens": max_tokens},
+        model={"kind": "transformer", "encoder": encoder, "max_tokens": 16, **(model or {})},
         training={"epochs": 3, "batch_size": 8, "learning_rate": 1e-3, "head_learning_rate": 1e-2, **training},
     )
 
@@ -93,8 +99,10 @@ def whole(encoder, tmp_path_factory):
 
 
 def test_a_joint_training_learns_tags_and_intents(encoder, tmp_path):
-    fitted = tagging.fit(config(encoder, epochs=12, patience=12), joint_rows(), Listener(), Checkpoint(tmp_path, "f"))
-    model = open_model(fitted.draft.tokenizer_json.parent, fitted.draft.contents)
+    fitted = tagging.fit(
+        config(encoder, epochs=12, patience=12), joint_rows(), Listener(), Checkpoint(tmp_path / "c", "f")
+    )
+    model = open_model(tmp_path, fitted.write(tmp_path))
     text = "blue adidas shirt"
     encoded = model.encode(text)
     reading = model.decode(text, encoded, fitted.outputs([encoded])[0])
@@ -229,3 +237,89 @@ def test_the_learning_rate_rises_to_its_peak_and_falls_towards_zero():
     rates = [_rate(step, 10, 0.2) for step in range(10)]
     assert rates == pytest.approx([1 / 2, 1, 1, 7 / 8, 6 / 8, 5 / 8, 4 / 8, 3 / 8, 2 / 8, 1 / 8])
     assert _rate(0, 10, 0.0) == 1
+
+
+def served_alike(fitted, directory, text):
+    """What the bundle reads in `text`, by ONNX Runtime; its outputs must be those of PyTorch."""
+    contents = fitted.write(directory)
+    model, session = open_model(directory, contents), OnnxSession(directory / "model.onnx")
+    encoded = model.encode(text)
+    found = split(session.run(collate([encoded], contents.signature)), [encoded], contents.signature)[0]
+    for name, expected in fitted.outputs([encoded])[0].items():
+        np.testing.assert_allclose(found[name], expected, atol=1e-4)
+    return model.decode(text, encoded, found)
+
+
+@pytest.mark.parametrize("crf", [True, False])
+def test_transitions_are_in_the_bundle_where_they_were_learned(encoder, tmp_path, crf):
+    settings = config(encoder, model={"crf": crf}, epochs=6)
+    fitted = tagging.fit(settings, joint_rows(), Listener(), Checkpoint(tmp_path / "c", "f"))
+    reading = served_alike(fitted, tmp_path, "green nike shirts")
+    assert [(entity.type, entity.text) for entity in reading.entities] == [("colour", "green"), ("brand", "nike")]
+    assert fitted.draft.contents.has_transitions is crf
+    assert (tmp_path / "transitions.npy").exists() is crf
+
+
+def test_long_texts_are_trained_on_and_answered_in_windows(encoder, tmp_path):
+    rows = joint_rows()
+    long = (("red", "nike", "shoes") * 8, TAGS * 8, "search")
+    train = TaggingRows(
+        (*rows.train.tokens, *(long[0],) * 4),
+        (*rows.train.tags, *(long[1],) * 4),
+        (*rows.train.labels, *(long[2],) * 4),
+        "train.jsonl",
+    )
+    splits = Splits(train, TaggingRows((long[0],), (long[1],), (long[2],), "valid.jsonl"), None)
+    settings = config(encoder, model={"max_windows": 4}, epochs=8, patience=8)
+    listener = Listener()
+    fitted = tagging.fit(settings, splits, listener, Checkpoint(tmp_path / "c", "f"))
+    assert listener.epochs[-1][1]["valid_exact_match"] == 1.0
+    reading = served_alike(fitted, tmp_path, " ".join(long[0]))
+    assert [entity.type for entity in reading.entities] == ["colour", "brand"] * 8
+    assert reading.intent.label == "search"
+    with pytest.raises(InputError, match="in each of 4 windows"):
+        open_model(tmp_path, fitted.draft.contents).encode("red " * 100)
+
+
+def test_the_intent_of_a_long_text_is_the_mean_over_its_windows(encoder, tmp_path):
+    long = " ".join(("red", "nike", "shoes") * 8)
+    texts = Splits(
+        IntentRows((long, "where is my order") * 6, ("search", "order") * 6, "train.csv"),
+        IntentRows((long, "is my order where"), ("search", "order"), "valid.csv"),
+        None,
+    )
+    settings = config(encoder, "intent", model={"max_windows": 4}, epochs=6)
+    fitted = fit_intent(settings, texts, Listener(), Checkpoint(tmp_path / "c", "f"))
+    assert served_alike(fitted, tmp_path, long).intent.label == "search"
+    encoded = open_model(tmp_path, fitted.draft.contents).encode(long)
+    rows = OnnxSession(tmp_path / "model.onnx").run(dict(encoded.arrays))["intent_logits"]
+    assert len(rows) == encoded.n_windows == 3
+    np.testing.assert_allclose(rows.mean(axis=0), fitted.outputs([encoded])[0]["intent_logits"], atol=1e-4)
+
+
+def test_a_brand_that_training_never_saw_is_read_from_the_gazetteer(encoder, tmp_path):
+    """`size` is a brand of the gazetteer here: no training row holds it."""
+    rows = joint_rows()
+    terms = Terms(Gazetteer({"brand": ["nike", "adidas", "size"]}), "terms.csv", "0" * 64)
+    splits = TaggingSplits(rows.train, rows.valid, None, terms=terms)
+    settings = config(encoder, epochs=12, patience=12)
+    fitted = tagging.fit(settings, splits, Listener(), Checkpoint(tmp_path / "c", "f"))
+    assert fitted.draft.contents.gazetteer == ("brand",)
+    reading = served_alike(fitted, tmp_path, "blue size shirt")
+    assert [(entity.type, entity.text) for entity in reading.entities] == [("colour", "blue"), ("brand", "size")]
+    quantize(tmp_path / "model.onnx", tmp_path / "int8.onnx")
+    model = open_model(tmp_path, fitted.draft.contents)
+    encoded = model.encode("blue size shirt")
+    int8 = OnnxSession(tmp_path / "int8.onnx").run(collate([encoded], fitted.draft.contents.signature))
+    assert model.tags("", encoded, {name: array[0] for name, array in int8.items()}) == ["B-colour", "B-brand", "O"]
+
+
+def test_terms_go_unseen_at_times_while_training_and_never_after():
+    torch.manual_seed(0)
+    embedding = GazetteerEmbedding(n_types=2, n_hidden=1, dropout=0.5)
+    with torch.no_grad():
+        embedding.weight.copy_(torch.tensor([[1.0], [10.0], [100.0], [1000.0]]))
+    bits = torch.tensor([[0b0001, 0b0110, 0]] * 200)
+    seen = embedding.train()(bits)[:, :, 0]
+    assert {tuple(row) for row in seen.tolist()} == {(1, 110, 0), (1, 10, 0), (0, 100, 0), (0, 0, 0)}
+    assert embedding.eval()(bits[:1])[0, :, 0].tolist() == [1, 110, 0]

@@ -32,6 +32,28 @@ def test_intents_have_a_confusion_matrix_and_a_reliability_diagram():
     assert all(drawn(figure).std() > 0 for figure in found.values())
 
 
+def test_a_decision_on_scope_is_drawn_with_what_its_threshold_finds_and_costs():
+    rows = IntentRows(("x",) * 5, ("a", "oos", "b", "a", "oos"))
+    answers = {
+        "confidence": np.array([0.9, 0.8, 0.3, 0.7, 0.4], np.float32),
+        "scope": np.array([3.0, -2.0, -1.0, 2.0, 1.0], np.float32),
+    }
+    before = (np.array([0.9, 0.8, 0.3, 0.7, 0.4]), np.array([True, False, True, True, False]))
+    labels = ("a", "oos", "oos", "a", "a")
+    judged = evaluation(5, metric="accuracy", answers=answers, labels=labels, before=before, scope_threshold=0.0)
+    found = pictures.pictures(rows, judged)
+    assert set(found) == {"confusion_matrix", "reliability_diagram", "reliability_before", "scope"}
+    assert texts(found["scope"]) == {"0.50 found at 333"}
+    # Of the six pairs of a row in scope and one that is not, five stand in the right order.
+    assert found["scope"].axes[1].get_title() == "area under the ROC curve 0.8333"
+    assert all(drawn(figure).std() > 0 for figure in found.values())
+
+
+def test_log_odds_without_oos_rows_and_without_a_threshold_are_drawn_too():
+    drawn(pictures.scope_curve(np.array([1.0, 2.0]), np.array([True, True])))
+    drawn(pictures.scope_curve(np.array([1.0, 1.0]), np.array([False, False]), 1.5))
+
+
 def test_tags_have_a_bar_a_type():
     rows = TaggingRows((("nike", "x"),), (("B-brand", "B-size"),))
     found = pictures.pictures(rows, evaluation(1, metric="span_f1", tags=(("B-brand", "O"),)))

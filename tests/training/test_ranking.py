@@ -17,8 +17,10 @@ from models.batch import collate, split
 from models.errors import ConfigError, DataError
 from models.metrics import ranking_metrics
 from models.model import open_model
+from models.ranking import RankingModel
 from models.session import OnnxSession
 from training import ranking
+from training.boosting import boosting_parameters
 from training.config import RankingConfig, RankingPairsConfig
 from training.data.splits import RankingRows, Splits
 from training.fit import Checkpoint
@@ -228,10 +230,55 @@ def test_pairs_need_texts_and_leave_the_names_of_their_features_free(tmp_path: P
     assert ranking.read_file(path, config()).feature_names == ("cosine",)
 
 
+def test_scores_never_move_against_a_monotone_feature(splits: Splits[RankingRows], checkpoint: Checkpoint) -> None:
+    """The first feature is good, the second bad; held to the contrary, the scores follow the constraint."""
+    rng = np.random.default_rng(5)
+    steps = np.linspace(-3, 3, 50, dtype=np.float32)
+    for sign in (1, -1):
+        fitted = ranking.fit(config(monotone={"1": sign, "2": -1}), splits, Listener(), checkpoint)
+        for row in rng.normal(size=(20, N_FEATURES)).astype(np.float32):
+            for place, expected in ((0, sign), (1, -1)):
+                rows = np.tile(row, (len(steps), 1))
+                rows[:, place] = steps
+                assert np.all(np.diff(fitted.booster.inplace_predict(rows)) * expected >= 0)
+    free = ranking.fit(config(), splits, Listener(), checkpoint).booster
+    rows = np.zeros((len(steps), N_FEATURES), np.float32)
+    rows[:, 0] = steps
+    assert np.any(np.diff(free.inplace_predict(rows)) < 0)
+
+
+def test_an_unknown_monotone_feature_is_refused_with_the_name_that_was_meant() -> None:
+    with pytest.raises(ConfigError, match=r"monotone must name features .*got 'prize'; did you mean price\?"):
+        boosting_parameters(config(monotone={"prize": -1}), ("price", "rating"))
+    with pytest.raises(ConfigError, match=r"got 'zzz'; correct or remove it"):
+        boosting_parameters(config(monotone={"zzz": 1}), ("price", "rating"))
+
+
+def test_monotone_features_join_those_of_pairs_and_overrule_them() -> None:
+    parameters = boosting_parameters(
+        config(monotone={"3": 1, "b": -1}), ("a", "b", "c", "3"), rising=frozenset({"a", "b"})
+    )
+    assert parameters["monotone_constraints"] == (1, -1, 0, 1)
+    assert config(monotone={3: 1}).training.monotone == {"3": 1}  # as YAML reads the number of an SVMrank feature
+    assert "monotone_constraints" not in boosting_parameters(config(), ("a",))
+
+
+def test_steps_of_several_trees_are_exported_whole(
+    splits: Splits[RankingRows], checkpoint: Checkpoint, tmp_path: Path
+) -> None:
+    fitted = ranking.fit(config(trees_per_step=3, n_trees=12, normalize=False), splits, Listener(), checkpoint)
+    assert len(fitted.booster.get_dump()) == 3 * int(fitted.parameters()["n_grown_trees"])
+    contents = fitted.write(tmp_path)
+    encoded = [RankingModel(contents).encode(request) for request in splits.valid.requests()]
+    outputs = OnnxSession(tmp_path / "model.onnx").run(collate(encoded, contents.signature))
+    expected = np.concatenate([one["score"] for one in fitted.outputs(encoded)])
+    np.testing.assert_array_equal(outputs["score"], expected)
+
+
 def test_rank_map_takes_labels_0_and_1_alone(splits: Splits[RankingRows], checkpoint: Checkpoint) -> None:
     with pytest.raises(ConfigError, match="rank:map takes labels 0 and 1"):
         ranking.fit(config("rank:map"), splits, Listener(), checkpoint)
 
 
-def open_model_of(fitted: ranking.FittedTrees) -> Any:
-    return ranking.RankingModel(fitted.contents, fitted.featurizer)
+def open_model_of(fitted: Any) -> Any:
+    return RankingModel(fitted.contents, fitted.featurizer)

@@ -3,7 +3,7 @@ import json
 import pytest
 
 from models.config import read as read_config
-from models.errors import DataError
+from models.errors import ConfigError, DataError
 from training.config import TaggingTransformerConfig, parse
 from training.tagging import read, read_file
 
@@ -70,3 +70,16 @@ def test_conll_files_are_read_too(tmp_path):
 @pytest.mark.parametrize("name", ["tagging_transformer", "joint_transformer"])
 def test_shipped_configurations_are_valid(name):
     assert isinstance(parse(read_config(name), "tagging"), TaggingTransformerConfig)
+
+
+def test_terms_are_found_below_the_data_or_by_their_path_and_count_as_what_was_read(tmp_path):
+    write(tmp_path, train=[ROW], valid=[ROW])
+    (tmp_path / "terms.csv").write_text("type,term\nbrand,nike\nbrand,new balance\n")
+    for name in ("terms.csv", str(tmp_path / "terms.csv")):
+        config = TaggingTransformerConfig(task="tagging", model={"kind": "transformer", "gazetteer": name})
+        splits = read(tmp_path, config)
+        assert splits.terms.gazetteer.terms == {"brand": ("new balance", "nike")}
+        assert (list(splits.sources()), len(splits.sources()["gazetteer"])) == (["train", "valid", "gazetteer"], 2)
+    config = TaggingTransformerConfig(task="tagging", model={"kind": "transformer", "gazetteer": "absent.csv"})
+    with pytest.raises(ConfigError, match=r"model\.gazetteer must be a file below .*, got absent\.csv"):
+        read(tmp_path, config)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import gzip
 import hashlib
 import zlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
@@ -60,15 +60,23 @@ def find_splits(directory: Path, endings: Sequence[str]) -> dict[str, Path]:
 
 def read_bytes(path: Path) -> bytes:
     """Give a file's content, decompressed where it ends in `.gz`; DataError where it cannot be read or is empty."""
+    return b"".join(read_blocks(path, -1))
+
+
+def read_blocks(path: Path, n_bytes: int) -> Iterator[bytes]:
+    """Give a file's content as `read_bytes` does, `n_bytes` at a time (-1: all at once)."""
+    is_empty = True
     try:
-        content = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+        with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
+            while block := file.read(n_bytes):
+                is_empty = is_empty and not block.strip()
+                yield block
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
         raise DataError(f"{path.name} must be whole gzip data, got: {error}; compress it again") from error
     except OSError as error:
         raise DataError(f"{path} must be readable, got: {error.strerror}") from error
-    if not content.strip():
+    if is_empty:
         raise DataError(f"{path.name} must have at least one row, it is empty")
-    return content
 
 
 def read_source(path: Path) -> Source:

@@ -7,26 +7,40 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from models.intent import joined_labels
 from training.data.files import Source, read_source, refuse_bad_rows
-from training.data.labels import tagging_problem, text_problem
+from training.data.labels import labels_problem, tagging_problem, text_problem
 from training.data.splits import IntentRows, Problems, TaggingRows
 
 
 def read_intent_jsonl(path: Path) -> IntentRows:
-    """Read lines {"text", "label"}; other keys and blank lines hold nothing. DataError names the bad rows."""
+    """Read lines {"text", "label"}, or {"text", "labels": [...]} in all of them; DataError names the bad rows.
+
+    An empty list of labels is a text out of scope. Other keys and blank lines hold nothing.
+    """
     source = read_source(path)
     problems = Problems(source.file)
     texts: list[str] = []
-    labels: list[str] = []
-    for line, row in objects(source, ("text", "label"), problems):
-        problem = text_problem("text", row["text"]) or text_problem("label", row["label"])
+    label_sets: list[tuple[str, ...]] = []
+    has_lists: bool | None = None
+    for line, row in objects(source, (), problems):
+        has_lists = "labels" in row if has_lists is None else has_lists
+        key = "labels" if has_lists else "label"
+        if missing := [name for name in ("text", key) if name not in row]:
+            problems.add(line, f"a row must have {' and '.join(missing)}, got the keys {', '.join(row) or 'none'}")
+            continue
+        problem = text_problem("text", row["text"])
+        problem = problem or (labels_problem(row[key]) if has_lists else text_problem("label", row[key]))
         if problem:
             problems.add(line, problem)
         else:
             texts.append(row["text"])
-            labels.append(row["label"])
+            label_sets.append(tuple(row[key]) if has_lists else (row[key],))
     refuse_bad_rows(problems, len(texts))
-    return IntentRows(tuple(texts), tuple(labels), source.file, source.sha256)
+    if not has_lists:
+        return IntentRows(tuple(texts), tuple(label for (label,) in label_sets), source.file, source.sha256)
+    joined = tuple(map(joined_labels, label_sets))
+    return IntentRows(tuple(texts), joined, source.file, source.sha256, tuple(label_sets))
 
 
 def read_tagging_jsonl(path: Path) -> TaggingRows:

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Mapping, Sequence
 
 from models.errors import DataError
+from models.manifest import OOS_LABEL
 
 
 def text_problem(name: str, text: object) -> str | None:
@@ -20,6 +21,20 @@ def text_problem(name: str, text: object) -> str | None:
         text.encode()
     except UnicodeEncodeError as error:
         return f"{name} must be whole Unicode characters, got a lone surrogate at position {error.start}"
+    return None
+
+
+def labels_problem(labels: object) -> str | None:
+    """Check a text's list of labels: each one a label, none twice; empty where the text is out of scope."""
+    if not isinstance(labels, list):
+        return f"labels must be a list, got {labels!r}"
+    for label in labels:
+        if problem := text_problem("a label", label):
+            return problem
+        if label == OOS_LABEL:
+            return f"labels of a text that is out of scope must be an empty list, got {OOS_LABEL!r} among them"
+    if len(set(labels)) < len(labels):
+        return f"labels must hold each label once, got {labels!r}"
     return None
 
 

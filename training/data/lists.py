@@ -6,7 +6,8 @@ Shapes: N documents of a file, F features, D documents of one list.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,21 +20,27 @@ MAX_LABEL = 31
 """Largest relevance: its gain, 2^31 - 1, is the largest that XGBoost computes with."""
 
 
-class Columns(Mapping[str, NDArray[np.float32]]):
-    """Features by name as views of a list's rows [D, F]: a dictionary of so many arrays would outweigh the numbers."""
+_BLOCK_ROWS = 1024
 
-    def __init__(self, rows_DF: NDArray[np.float32], places: Mapping[str, int]) -> None:
-        self._rows_DF = rows_DF
-        self._places = places
+
+class Columns(Mapping[str, NDArray[np.float32]]):
+    """Features by name as views of a list's rows [D, C]: a dictionary of so many arrays would outweigh the numbers.
+
+    places: the column of each name; it may name some of the columns only.
+    """
+
+    def __init__(self, rows_DC: NDArray[np.float32], places: Mapping[str, int]) -> None:
+        self.rows_DC = rows_DC
+        self.places = places
 
     def __getitem__(self, name: str) -> NDArray[np.float32]:
-        return self._rows_DF[:, self._places[name]]
+        return self.rows_DC[:, self.places[name]]
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._places)
+        return iter(self.places)
 
     def __len__(self) -> int:
-        return len(self._places)
+        return len(self.places)
 
 
 @dataclass(frozen=True)
@@ -51,6 +58,11 @@ class Documents:
     lines: Sequence[int]
     queries: Sequence[str] | None = None
     titles: Sequence[str] | None = None
+
+
+def some(names: Sequence[str]) -> str:
+    """The first names of many, and how many more there are, for a sentence."""
+    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
 
 
 def label_problem(label: float) -> str | None:
@@ -101,10 +113,54 @@ def with_features(rows: RankingRows, names: tuple[str, ...]) -> RankingRows:
     lists = tuple(
         RankRequest(one.ids, one.text, one.texts, _only(one.features, kept), one.query_features) for one in rows.lists
     )
-    return RankingRows(rows.query_ids, lists, rows.labels, kept, rows.file, rows.sha256)
+    return replace(rows, lists=lists, feature_names=kept)
+
+
+def matrix(rows: RankingRows, names: tuple[str, ...]) -> NDArray[np.float32] | None:
+    """Features [N, F] of all lists, `names` [F] as columns, NaN where a list lacks one; None where lists are not rows.
+
+    What `models.ranking.RankingModel.encode` gives list by list. Lists that follow each other in one matrix with these
+    columns, as the readers make them, give a view of it: nothing is copied.
+    """
+    columns = [one.features for one in rows.lists]
+    if not all(isinstance(one, Columns) for one in columns) or any(one.query_features for one in rows.lists):
+        return None
+    known = cast("list[Columns]", columns)
+    exact = {name: place for place, name in enumerate(names)}
+    if all(one.places is known[0].places or one.places == known[0].places for one in known):
+        rows_NC = _joined([one.rows_DC for one in known])
+        if known[0].places == exact and rows_NC.shape[1] == len(names):
+            return rows_NC
+        return _chosen(rows_NC, known[0].places, names)
+    return np.concatenate([_chosen(one.rows_DC, one.places, names) for one in known])
+
+
+def _chosen(rows_NC: NDArray[np.float32], places: Mapping[str, int], names: tuple[str, ...]) -> NDArray[np.float32]:
+    values_NF = np.full((len(rows_NC), len(names)), np.nan, dtype=np.float32)
+    known = [(column, places[name]) for column, name in enumerate(names) if name in places]
+    if known:
+        values_NF[:, [column for column, _ in known]] = rows_NC[:, [place for _, place in known]]
+    return values_NF
+
+
+def _joined(parts: Sequence[NDArray[np.float32]]) -> NDArray[np.float32]:
+    """The parts below each other: a view where they are so already in one matrix."""
+    base = parts[0].base
+    if base is not None and base.ndim == 2 and base.strides == parts[0].strides:
+        starts = [part.__array_interface__["data"][0] for part in parts]
+        follows = all(
+            part.base is base and start + len(part) * base.strides[0] == after
+            for part, start, after in zip(parts, starts, starts[1:], strict=False)
+        )
+        first = (starts[0] - base.__array_interface__["data"][0]) // base.strides[0]
+        if follows and parts[-1].base is base:
+            return base[first : first + sum(map(len, parts))]
+    return np.concatenate(parts)
 
 
 def _only(features: Mapping[str, NDArray[np.float32]], names: tuple[str, ...]) -> Mapping[str, NDArray[np.float32]]:
+    if isinstance(features, Columns):
+        return Columns(features.rows_DC, {name: features.places[name] for name in names})
     return {name: features[name] for name in names if name in features}
 
 
@@ -120,9 +176,14 @@ def _check_numbers(documents: Documents, problems: Problems) -> None:
     is_right = (labels_N >= 0) & (labels_N <= MAX_LABEL) & (labels_N == np.floor(labels_N))
     for row in np.flatnonzero(~is_right).tolist():
         problems.add(documents.lines[row], str(label_problem(float(labels_N[row]))))
-    for place, name in enumerate(documents.feature_names):
-        for row in np.flatnonzero(np.isinf(documents.features[:, place])).tolist():
-            problems.add(documents.lines[row], f"feature {name} must be finite in 32 bits or missing, it is infinite")
+    for start in range(0, len(labels_N), _BLOCK_ROWS):
+        # By blocks of rows: a column at a time would fetch the whole matrix from memory once for every few columns.
+        is_infinite_BF = np.isinf(documents.features[start : start + _BLOCK_ROWS])
+        if is_infinite_BF.any():
+            for row, place in np.argwhere(is_infinite_BF).tolist():
+                name = documents.feature_names[place]
+                rule = f"feature {name} must be finite in 32 bits or missing, it is infinite"
+                problems.add(documents.lines[start + row], rule)
 
 
 def _check_list(documents: Documents, rows: Sequence[int], problems: Problems) -> None:

@@ -80,15 +80,30 @@ def _rows(
 
 
 def _row_problem(row: Mapping[str, Any]) -> str | None:
-    for key in ("query_id", "doc_id"):
-        # Numbers are ids too; True is an int for Python alone.
-        if (isinstance(row[key], bool) or not isinstance(row[key], int)) and (problem := text_problem(key, row[key])):
-            return problem
+    return (
+        id_problem("query_id", row["query_id"])
+        or id_problem("doc_id", row["doc_id"])
+        or texts_problem(row)
+        or _label_problem(row["label"])
+        or features_problem(row.get("features"))
+    )
+
+
+def id_problem(key: str, value: object) -> str | None:
+    """Check an id: a text with a word in it, or an integer."""
+    # True is an int for Python alone.
+    is_number = isinstance(value, int) and not isinstance(value, bool)
+    return None if is_number else text_problem(key, value)
+
+
+def texts_problem(row: Mapping[str, Any]) -> str | None:
+    """Check query and title; a title may be empty."""
+    for key in ("query", "title"):
+        if key not in row:
+            return f"a row must have both query and title, it lacks {key}"
     if problem := text_problem("query", row["query"]):
         return problem
-    if row["title"] != "" and (problem := text_problem("title", row["title"])):
-        return problem
-    return _label_problem(row["label"]) or _features_problem(row.get("features"))
+    return None if row["title"] == "" else text_problem("title", row["title"])
 
 
 def _label_problem(label: object) -> str | None:
@@ -97,7 +112,8 @@ def _label_problem(label: object) -> str | None:
     return None
 
 
-def _features_problem(features: object) -> str | None:
+def features_problem(features: object) -> str | None:
+    """Check `features`: nothing, or numbers by name."""
     if features is None:
         return None
     if not isinstance(features, dict):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -26,36 +27,37 @@ def read_parquet(path: Path) -> RankingRows:
     a label that is not an integer from 0, an infinite feature, an id twice in a list, a query without words.
     """
     content = read_bytes(path)
-    table = _table(content, path.name)
-    _check_columns(table, path.name)
+    table = open_table(content, path.name)
+    check_columns(table, KEYS, path.name)
     problems = Problems(path.name, unit="row")
-    texts = {name: _texts(table, name, problems) for name in (*KEYS[:2], *TEXTS) if name in table.column_names}
+    found = {name: texts(table, name, problems) for name in (*KEYS[:2], *TEXTS) if name in table.column_names}
     names = tuple(name for name in table.column_names if name not in {*KEYS, *TEXTS})
     features_NF = np.empty((table.num_rows, len(names)), dtype=np.float32)
     for place, name in enumerate(names):
-        features_NF[:, place] = _numbers(table, name, path.name)
-    labels_N = _numbers(table, "label", path.name)
+        features_NF[:, place] = numbers(table, name, path.name)
+    labels_N = numbers(table, "label", path.name)
     refuse_bad_rows(problems, table.num_rows)
     documents = Documents(
-        query_ids=texts["query_id"],
-        doc_ids=texts["doc_id"],
+        query_ids=found["query_id"],
+        doc_ids=found["doc_id"],
         labels=labels_N,
         features=features_NF,
         feature_names=names,
         lines=range(1, table.num_rows + 1),
-        queries=texts.get("query"),
-        titles=texts.get("title"),
+        queries=found.get("query"),
+        titles=found.get("title"),
     )
     return to_rows(documents, problems, digest(content))
 
 
 def has_only_texts(path: Path) -> bool:
     """Tell whether a file has `query` and `title` and no numeric feature; DataError where it is no Parquet file."""
-    names = {*_table(read_bytes(path), path.name).column_names}
+    names = {*open_table(read_bytes(path), path.name).column_names}
     return {*TEXTS} <= names and not names - {*KEYS, *TEXTS}
 
 
-def _table(content: bytes, file: str) -> pa.Table:
+def open_table(content: bytes, file: str) -> pa.Table:
+    """Open a file's content; DataError where it is not Parquet."""
     try:
         return pq.read_table(pa.BufferReader(content))
     except (pa.ArrowException, OSError) as error:
@@ -64,11 +66,12 @@ def _table(content: bytes, file: str) -> pa.Table:
         ) from error
 
 
-def _check_columns(table: pa.Table, file: str) -> None:
+def check_columns(table: pa.Table, keys: Sequence[str], file: str) -> None:
+    """Refuse a table that lacks one of `keys`, has a column twice, or one of TEXTS alone."""
     names = table.column_names
-    if missing := [name for name in KEYS if name not in names]:
+    if missing := [name for name in keys if name not in names]:
         raise DataError(
-            f"{file} must have the columns {', '.join(KEYS)}, it lacks {', '.join(missing)}", field=missing[0]
+            f"{file} must have the columns {', '.join(keys)}, it lacks {', '.join(missing)}", field=missing[0]
         )
     if twice := sorted({name for name in names if names.count(name) > 1}):
         raise DataError(f"{file} must have each column once, {', '.join(twice)} is there twice", field=twice[0])
@@ -76,7 +79,7 @@ def _check_columns(table: pa.Table, file: str) -> None:
         raise DataError(f"{file} must have both {' and '.join(TEXTS)} or neither, it has one; add or drop a column")
 
 
-def _numbers(table: pa.Table, name: str, file: str) -> NDArray[np.float32]:
+def numbers(table: pa.Table, name: str, file: str) -> NDArray[np.float32]:
     """One column [N], null as NaN; a value beyond 32 bits becomes infinite."""
     kind = table.schema.field(name).type
     if not (
@@ -97,7 +100,7 @@ def _numbers(table: pa.Table, name: str, file: str) -> NDArray[np.float32]:
         return numbers_N.astype(np.float32)
 
 
-def _texts(table: pa.Table, name: str, problems: Problems) -> list[str]:
+def texts(table: pa.Table, name: str, problems: Problems) -> list[str]:
     """One column of ids or texts [N]; integers are ids too."""
     kind = table.schema.field(name).type
     value_kind = kind.value_type if pa.types.is_dictionary(kind) else kind

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Generic, Protocol, TypeVar
 
 import numpy as np
@@ -15,8 +15,8 @@ from models.ranking import RankRequest
 Request = str | RankRequest
 
 
-class Rows(Protocol):
-    """One split of any family."""
+class Read(Protocol):
+    """What one file gave."""
 
     @property
     def file(self) -> str:
@@ -27,7 +27,11 @@ class Rows(Protocol):
         """Of the file's content."""
 
     def __len__(self) -> int:
-        """Number of examples: texts, or queries with their lists."""
+        """Number of examples (texts, or queries with their lists), or of whatever else the file holds."""
+
+
+class Rows(Read, Protocol):
+    """One split of any family."""
 
     def requests(self) -> Sequence[Request]:
         """What a user would have sent, an example each."""
@@ -40,13 +44,29 @@ R = TypeVar("R", bound=Rows)
 
 
 @dataclass(frozen=True)
+class UnlabelledTexts:
+    """Texts [N] and nothing else."""
+
+    texts: tuple[str, ...]
+    file: str = ""
+    sha256: str = ""
+
+    def __len__(self) -> int:
+        return len(self.texts)
+
+
+@dataclass(frozen=True)
 class Splits(Generic[R]):
-    """A data directory: `test` is None where it has no such file; `notes` says what a reader counted or held out."""
+    """A data directory: `test` is None where it has no such file; `notes` says what a reader counted or held out.
+
+    unlabelled: texts for a teacher to label, where a configuration names such a file.
+    """
 
     train: R
     valid: R
     test: R | None
     notes: tuple[str, ...] = ()
+    unlabelled: UnlabelledTexts | None = None
 
     def named(self) -> dict[str, R]:
         """Split name -> rows, for the splits that exist."""
@@ -56,15 +76,23 @@ class Splits(Generic[R]):
             if rows is not None
         }
 
+    def sources(self) -> Mapping[str, Read]:
+        """All that was read, by what it is for: the splits, and whatever a family reads besides."""
+        return self.named() if self.unlabelled is None else {**self.named(), "unlabelled": self.unlabelled}
+
 
 @dataclass(frozen=True)
 class IntentRows:
-    """Texts [N] and their labels [N]."""
+    """Texts [N] and their labels [N].
+
+    label_sets [N]: of rows with a list of labels; `labels` then holds each list as one text (`joined_labels`).
+    """
 
     texts: tuple[str, ...]
     labels: tuple[str, ...]
     file: str = ""
     sha256: str = ""
+    label_sets: tuple[tuple[str, ...], ...] | None = None
 
     def __len__(self) -> int:
         return len(self.texts)
@@ -76,8 +104,20 @@ class IntentRows:
     def take(self, indices: NDArray[np.int64]) -> IntentRows:
         """The rows at `indices`."""
         return IntentRows(
-            tuple(self.texts[i] for i in indices), tuple(self.labels[i] for i in indices), self.file, self.sha256
+            tuple(self.texts[i] for i in indices),
+            tuple(self.labels[i] for i in indices),
+            self.file,
+            self.sha256,
+            None if self.label_sets is None else tuple(self.label_sets[i] for i in indices),
         )
+
+    def sets(self) -> tuple[tuple[str, ...], ...]:
+        """Labels of every row [N]; one each where rows have no lists."""
+        return self.label_sets if self.label_sets is not None else tuple((label,) for label in self.labels)
+
+    def each_label(self) -> tuple[str, ...]:
+        """Labels of all rows, one after another."""
+        return tuple(label for labels in self.sets() for label in labels)
 
 
 @dataclass(frozen=True)
@@ -106,6 +146,15 @@ class TaggingRows:
 
 
 @dataclass(frozen=True)
+class Impressions:
+    """What a click log shows of one list, all [I]: documents by their places, positions from 1, clicks 0 or 1."""
+
+    documents: NDArray[np.int64]
+    positions: NDArray[np.int64]
+    clicked: NDArray[np.float64]
+
+
+@dataclass(frozen=True)
 class RankingRows:
     """Q candidate lists; relevance labels are integers from 0.
 
@@ -119,6 +168,10 @@ class RankingRows:
     """Numeric features that the rows carry, in order."""
     file: str = ""
     sha256: str = ""
+    clicks: tuple[Impressions, ...] | None = None
+    """Impressions of each list [Q] where the file is a click log: its labels come from clicks, and are no integers."""
+    propensities: tuple[float, ...] | None = None
+    """Chances that a position is looked at, by which the labels came from the clicks."""
 
     def __len__(self) -> int:
         return len(self.lists)
@@ -129,13 +182,12 @@ class RankingRows:
 
     def take(self, indices: NDArray[np.int64]) -> RankingRows:
         """The queries at `indices`."""
-        return RankingRows(
-            tuple(self.query_ids[i] for i in indices),
-            tuple(self.lists[i] for i in indices),
-            tuple(self.labels[i] for i in indices),
-            self.feature_names,
-            self.file,
-            self.sha256,
+        return replace(
+            self,
+            query_ids=tuple(self.query_ids[i] for i in indices),
+            lists=tuple(self.lists[i] for i in indices),
+            labels=tuple(self.labels[i] for i in indices),
+            clicks=None if self.clicks is None else tuple(self.clicks[i] for i in indices),
         )
 
 

@@ -7,6 +7,7 @@ import hashlib
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -89,3 +90,37 @@ def test_a_bad_csv_is_named_with_its_rule(tmp_path: Path, content: str, rule: st
     path.write_text(content, encoding="utf-8")
     with pytest.raises(DataError, match=rule):
         read_intent_csv(path)
+
+
+def test_rows_with_lists_of_labels_are_read_and_an_empty_list_is_out_of_scope(tmp_path: Path) -> None:
+    path = tmp_path / "train.jsonl"
+    path.write_text(
+        '{"text": "red shoes", "labels": ["shoes", "apparel"]}\n'
+        '{"text": "how are you", "labels": []}\n'
+        '{"text": "nike", "labels": ["brand"]}\n'
+    )
+    rows = read_intent_jsonl(path)
+    assert rows.label_sets == (("shoes", "apparel"), (), ("brand",))
+    assert rows.labels == ("apparel + shoes", "oos", "brand")
+    assert rows.each_label() == ("shoes", "apparel", "brand")
+    assert rows.take(np.array([2, 0])).label_sets == (("brand",), ("shoes", "apparel"))
+
+
+@pytest.mark.parametrize(
+    ("row", "rule"),
+    [
+        ('{"text": "x", "label": "a"}', "line 2: a row must have labels, got the keys text, label"),
+        ('{"text": "x", "labels": "a"}', "line 2: labels must be a list, got 'a'"),
+        ('{"text": "x", "labels": ["a", " "]}', "line 2: a label must not be blank"),
+        ('{"text": "x", "labels": ["a", "a"]}', "line 2: labels must hold each label once"),
+        (
+            '{"text": "x", "labels": ["a", "oos"]}',
+            "line 2: labels of a text that is out of scope must be an em",
+        ),
+    ],
+)
+def test_a_bad_list_of_labels_is_named_with_its_rule(tmp_path: Path, row: str, rule: str) -> None:
+    path = tmp_path / "train.jsonl"
+    path.write_text(f'{{"text": "ok", "labels": ["a"]}}\n{row}\n')
+    with pytest.raises(DataError, match=rule):
+        read_intent_jsonl(path)

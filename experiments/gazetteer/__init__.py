@@ -1,0 +1,1 @@
+"""What a catalogue's terms are worth to a tagger."""

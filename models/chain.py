@@ -1,0 +1,123 @@
+"""A linear chain over the tags of a text: which sequence is best, and how sure a part of it is. In numpy, per request.
+
+A sequence's score is the sum of its words' logits and of its transitions: from the beginning to the first tag, from tag
+to tag, and from the last tag to the end (Lafferty, McCallum and Pereira 2001, "Conditional Random Fields", section 3).
+
+Shapes: W words, K tags. Transitions [K + 2, K]: row i from tag i; row K from the beginning; row K + 1 to the end.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from models.errors import BundleError
+
+TRANSITIONS = "transitions.npy"
+
+Scores = NDArray[np.float64]
+
+
+def bio_transitions(tags: Sequence[str]) -> Scores:
+    """Transitions [K + 2, K], 0 where BIO allows them and -inf where not: `I-x` follows `B-x` or `I-x` alone."""
+    transitions = np.zeros((len(tags) + 2, len(tags)))
+    for place, tag in enumerate(tags):
+        if tag.startswith("I-"):
+            before = [row for row, other in enumerate(tags) if other in (tag, f"B-{tag[2:]}")]
+            begins = f"B-{tag[2:]}" in tags
+            transitions[:-1, place] = -np.inf
+            transitions[before if begins else [], place] = 0.0
+    return transitions
+
+
+class TagChain:
+    """Decodes word logits [W, K]; `learned` [K + 2, K] are a network's own transitions, None where it has none."""
+
+    def __init__(self, tags: Sequence[str], learned: NDArray[np.floating] | None = None) -> None:
+        scores = bio_transitions(tags)
+        if learned is not None:
+            scores = scores + np.asarray(learned, dtype=np.float64)
+        n_tags = len(tags)
+        self._is_learned = learned is not None
+        self._begin_K, self._end_K, self._step_KK = scores[n_tags], scores[n_tags + 1], scores[:n_tags]
+        # Row i: into tag i. A maximum over the last axis is several times as fast as one over the first.
+        self._into_KK = np.ascontiguousarray(self._step_KK.T)
+        self._odds_KK = np.exp(self._step_KK)
+        self._places_K = np.arange(n_tags)
+
+    @classmethod
+    def load(cls, directory: Path, tags: Sequence[str]) -> TagChain:
+        """Read `transitions.npy`; BundleError where it is absent, broken, or of other tags."""
+        file = directory / TRANSITIONS
+        try:
+            learned = np.load(file, allow_pickle=False)
+        except (OSError, ValueError, EOFError) as error:
+            raise BundleError(f"{file} must be transitions as written by training, got: {error}") from error
+        shape = (len(tags) + 2, len(tags))
+        if learned.shape != shape or learned.dtype != np.float32 or not np.isfinite(learned).all():
+            raise BundleError(f"{file} must be finite float32 {shape}, got {learned.dtype} {learned.shape}")
+        return cls(tags, learned)
+
+    def best(self, logits_WK: Scores) -> list[int]:
+        """Indices [W] of the valid sequence with the highest score (Forney 1973, "The Viterbi algorithm").
+
+        Without learned transitions, the likeliest tag of every word is that sequence where it is a valid one.
+        Of equal scores the first tag in the order of the tags wins. Some valid sequence must have a finite score.
+        """
+        if not len(logits_WK):
+            return []
+        if not self._is_learned:
+            greedy_W = logits_WK.argmax(axis=1)
+            if self._begin_K[greedy_W[0]] == 0 and not self._step_KK[greedy_W[:-1], greedy_W[1:]].any():
+                return [int(tag) for tag in greedy_W]
+        scores_K = self._begin_K + logits_WK[0]
+        origins_WK = np.empty(logits_WK.shape, dtype=np.int64)
+        for word in range(1, len(logits_WK)):
+            through_KK = self._into_KK + scores_K
+            origins_WK[word] = origin_K = through_KK.argmax(axis=1)
+            scores_K = through_KK[self._places_K, origin_K] + logits_WK[word]
+        path = [int((scores_K + self._end_K).argmax())]
+        for word in range(len(logits_WK) - 1, 0, -1):
+            path.append(int(origins_WK[word, path[-1]]))
+        return path[::-1]
+
+    def chances(self, logits_WK: Scores, path: Sequence[int], parts: Sequence[tuple[int, int]]) -> list[float]:
+        """How likely the tags of `path` are to be right in each part: words `start` to `end` (exclusive), all of them.
+
+        With learned transitions, the marginal probability of these tags at these words over all valid sequences, by
+        forward-backward (Rabiner 1989, "A tutorial on hidden Markov models", section III.A, scaled as in V.A). Without,
+        the product of the words' softmax: the network then takes words to be independent given the text.
+        """
+        if not parts:
+            return []
+        odds_WK = np.exp(logits_WK - logits_WK.max(axis=1, keepdims=True))
+        if not self._is_learned:
+            chance_W = odds_WK[np.arange(len(path)), path] / odds_WK.sum(axis=1)
+            return [float(chance_W[start:end].prod()) for start, end in parts]
+        before_WK, after_WK, scale_W = self._sweep(odds_WK)
+        chances = []
+        for start, end in parts:
+            chance = before_WK[start, path[start]] * after_WK[end - 1, path[end - 1]]
+            for word in range(start + 1, end):
+                chance *= self._odds_KK[path[word - 1], path[word]] * odds_WK[word, path[word]] / scale_W[word]
+            chances.append(float(chance))
+        return chances
+
+    def _sweep(self, odds_WK: Scores) -> tuple[Scores, Scores, Scores]:
+        """Forward and backward odds [W, K], their product the chance of each tag; the scales [W] that make it so."""
+        before_WK, after_WK = np.empty_like(odds_WK), np.empty_like(odds_WK)
+        scale_W = np.empty(len(odds_WK))
+        reached_K = np.exp(self._begin_K)
+        for word, odds_K in enumerate(odds_WK):
+            reached_K = reached_K * odds_K
+            scale_W[word] = reached_K.sum()
+            before_WK[word] = reached_K = reached_K / scale_W[word]
+            reached_K = reached_K @ self._odds_KK
+        end_K = np.exp(self._end_K)
+        after_WK[-1] = left_K = end_K / (before_WK[-1] @ end_K)
+        for word in range(len(odds_WK) - 1, 0, -1):
+            after_WK[word - 1] = left_K = self._odds_KK @ (odds_WK[word] * left_K) / scale_W[word]
+        return before_WK, after_WK, scale_W

@@ -1,0 +1,107 @@
+from itertools import pairwise, product
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+
+from models.chain import TRANSITIONS, TagChain, bio_transitions
+from models.errors import BundleError
+
+TAGS = ("O", "B-brand", "I-brand", "B-size", "I-size")
+LOGITS = arrays(np.float64, st.tuples(st.integers(1, 4), st.just(5)), elements=st.floats(-5, 5, width=16))
+LEARNED = arrays(np.float64, (7, 5), elements=st.floats(-3, 3, width=16))
+
+
+def is_valid(tags):
+    return all(
+        not tag.startswith("I-") or before in {tag, f"B-{tag[2:]}"}
+        for before, tag in zip(("O", *tags), tags, strict=False)
+    )
+
+
+def scores_of_all_valid_sequences(logits, learned):
+    scores = {}
+    for path in product(range(5), repeat=len(logits)):
+        if is_valid([TAGS[tag] for tag in path]):
+            steps = sum(learned[before, after] for before, after in pairwise(path))
+            words = sum(logits[word, tag] for word, tag in enumerate(path))
+            scores[path] = words + steps + learned[5, path[0]] + learned[6, path[-1]]
+    return scores
+
+
+@settings(deadline=None, max_examples=60)
+@given(LOGITS, st.none() | LEARNED)
+def test_the_best_of_all_valid_sequences_is_found(logits, learned):
+    path = TagChain(TAGS, learned).best(logits)
+    scores = scores_of_all_valid_sequences(logits, np.zeros((7, 5)) if learned is None else learned)
+    assert scores[tuple(path)] == pytest.approx(max(scores.values()))
+
+
+@settings(deadline=None, max_examples=60)
+@given(LOGITS, LEARNED, st.data())
+def test_a_parts_chance_is_that_of_all_sequences_with_the_same_tags_there(logits, learned, data):
+    chain = TagChain(TAGS, learned)
+    path = chain.best(logits)
+    start = data.draw(st.integers(0, len(path) - 1))
+    end = data.draw(st.integers(start + 1, len(path)))
+    scores = scores_of_all_valid_sequences(logits, learned)
+    odds = {sequence: np.exp(score) for sequence, score in scores.items()}
+    same = sum(odd for sequence, odd in odds.items() if list(sequence[start:end]) == path[start:end])
+    assert chain.chances(logits, path, [(start, end)]) == pytest.approx([same / sum(odds.values())])
+
+
+def test_without_learned_transitions_a_parts_chance_is_the_product_over_its_words():
+    logits = np.log([[0.7, 0.3], [0.2, 0.8]])
+    assert TagChain(("O", "B-brand")).chances(logits, [0, 1], [(0, 1), (0, 2)]) == pytest.approx([0.7, 0.56])
+
+
+def test_a_word_that_is_surely_outside_has_no_other_tag():
+    logits = np.array([[0.0, 9.0], [0.0, -np.inf], [0.0, 9.0]])
+    chain = TagChain(("O", "B-brand"), np.ones((4, 2)))
+    assert chain.best(logits) == [1, 0, 1]
+    assert chain.chances(logits, [1, 0, 1], [(1, 2)]) == pytest.approx([1.0])
+
+
+def test_long_texts_do_not_underflow():
+    chain = TagChain(TAGS, np.full((7, 5), -2.0))
+    logits = np.tile([0.0, 30.0, 0.0, 0.0, 0.0], (2000, 1))
+    assert chain.best(logits) == [1] * 2000
+    assert chain.chances(logits, [1] * 2000, [(0, 1)]) == pytest.approx([1.0])
+
+
+def test_a_continuation_without_a_beginning_among_the_tags_is_never_given():
+    assert TagChain(("O", "I-brand")).best(np.array([[0.0, 9.0], [0.0, 9.0]])) == [0, 0]
+
+
+def test_a_text_without_words_has_no_tags():
+    assert TagChain(TAGS).best(np.empty((0, 5))) == []
+
+
+def test_forbidden_transitions_are_those_of_bio():
+    assert bio_transitions(("O", "B-a", "I-a")).tolist() == [
+        [0, 0, -np.inf],
+        [0, 0, 0],
+        [0, 0, 0],
+        [0, 0, -np.inf],
+        [0, 0, 0],
+    ]
+
+
+@pytest.mark.parametrize(
+    "array",
+    [np.zeros((6, 5), np.float32), np.zeros((7, 5), np.int64), np.full((7, 5), np.nan, np.float32)],
+)
+def test_transitions_of_other_tags_or_no_numbers_are_refused(tmp_path, array):
+    np.save(tmp_path / TRANSITIONS, array)
+    with pytest.raises(BundleError, match=r"must be finite float32 \(7, 5\)"):
+        TagChain.load(tmp_path, TAGS)
+
+
+def test_pickled_or_absent_transitions_are_refused(tmp_path):
+    with pytest.raises(BundleError, match="must be transitions as written by training"):
+        TagChain.load(tmp_path, TAGS)
+    np.save(tmp_path / TRANSITIONS, np.array([{}], dtype=object), allow_pickle=True)
+    with pytest.raises(BundleError, match="must be transitions as written by training"):
+        TagChain.load(tmp_path, TAGS)

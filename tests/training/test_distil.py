@@ -1,0 +1,139 @@
+import gzip
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from models.batch import Encoded
+from models.errors import ConfigError, DataError
+from models.model import open_model
+from models.session import OnnxSession
+from registry.tracking import Tracking
+from registry.workspace import Workspace
+from tests.tiny_encoder import write_encoder
+from tests.training.test_network import ORDERS, SHOPPING, TAGS, Listener
+from training import distil, tagging
+from training.config import parse
+from training.data.unlabelled import read_unlabelled
+from training.distil import soft_cross_entropy, soft_tag_loss
+from training.fit import Checkpoint
+from training.line import Order, run
+from training.teacher import Teacher
+
+EVALUATE = {"n_resamples": 100}
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    directory = tmp_path_factory.mktemp("data")
+    rows = [{"tokens": tokens, "tags": TAGS, "label": "search"} for tokens in SHOPPING]
+    rows += [{"tokens": tokens, "tags": ["O"] * 4, "label": "order"} for tokens in ORDERS * 4]
+    for split, its in (("train", rows), ("valid", rows[::3])):
+        (directory / f"{split}.jsonl").write_text("\n".join(map(json.dumps, its)))
+    (directory / "log.txt.gz").write_bytes(gzip.compress(b"red shirt\n\nblue  nike shirt\nred shirt\n"))
+    return directory
+
+
+@pytest.fixture(scope="module")
+def tracking(tmp_path_factory):
+    return Tracking(Workspace(tmp_path_factory.mktemp("workspace")))
+
+
+@pytest.fixture(scope="module")
+def teacher(data, tracking, tmp_path_factory):
+    encoder = str(write_encoder(tmp_path_factory.mktemp("encoder")))
+    raw = {
+        "task": "tagging",
+        "model": {"kind": "transformer", "encoder": encoder, "max_tokens": 16},
+        "training": {"epochs": 12, "batch_size": 8, "learning_rate": 3e-3, "head_learning_rate": 1e-2},
+        "evaluate": EVALUATE,
+        "quantize": {"max_loss": 1.0},
+    }
+    return run(Order(parse(raw, "tagging"), data, "shop"), tracking, Listener())
+
+
+def student(**changes):
+    raw = {
+        "task": "tagging",
+        "teacher": "shop@candidate",
+        "model": {"kind": "student", "n_hidden": 12, "n_intermediate": 16},
+        "training": {"epochs": 12, "batch_size": 8, "patience": 12, "learning_rate": 1e-2, "head_learning_rate": 1e-2},
+        "evaluate": EVALUATE,
+        "quantize": {"max_loss": 1.0},
+    }
+    return parse(raw | changes, str(changes.get("task", "tagging")))
+
+
+def test_a_student_learns_its_teachers_answers_and_may_take_its_name(teacher, data, tracking):
+    made = run(Order(student(unlabelled="log.txt.gz"), data, "shop"), tracking, Listener())
+    manifest = made.bundle.manifest
+    assert (made.name, made.version) == ("shop", "2")
+    assert manifest.teacher.requested == "shop@candidate"
+    assert manifest.teacher.digest == teacher.bundle.digest
+    assert manifest.data["unlabelled"].rows == 2
+    assert manifest.signature == teacher.bundle.manifest.signature
+    assert (manifest.labels, manifest.tags) == (teacher.bundle.manifest.labels, teacher.bundle.manifest.tags)
+    assert made.metrics["valid"]["span_f1"] > 0.9
+    assert made.metrics["valid"]["intent_accuracy"] > 0.9
+    model, session = open_model(made.bundle.path, manifest), OnnxSession(made.bundle.model_file())
+    encoded = model.encode("green adidas shirt")
+    outputs = session.run({name: array[None] for name, array in encoded.arrays.items()})
+    reading = model.decode("green adidas shirt", encoded, {name: array[0] for name, array in outputs.items()})
+    assert [entity.type for entity in reading.entities] == ["colour", "brand"]
+    assert reading.intent.label == "search"
+
+
+def fit(config, splits, teacher, listener):
+    config = config.model_copy(update={"teacher": str(teacher.bundle.path)})
+    return distil.fit(config, splits, listener, Checkpoint(teacher.bundle.path / "none", ""))
+
+
+def test_a_label_that_the_teacher_does_not_know_is_refused(teacher, data, tmp_path):
+    row = {"tokens": ["my", "size"], "tags": ["O", "O"], "label": "returns"}
+    (tmp_path / "train.jsonl").write_text((data / "train.jsonl").read_text() + "\n" + json.dumps(row))
+    (tmp_path / "valid.jsonl").write_text((data / "valid.jsonl").read_text())
+    with pytest.raises(DataError, match="shop does not know returns; train it again"):
+        fit(student(), tagging.read(tmp_path, student()), teacher, Listener())
+
+
+def test_a_teacher_of_another_family_is_refused(teacher):
+    config = student(task="intent", training={})
+    with pytest.raises(ConfigError, match="must be of that family, shop is a model for tagging"):
+        Teacher.open(config.model_copy(update={"teacher": str(teacher.bundle.path)}))
+
+
+def test_texts_longer_than_the_teacher_reads_are_left_out_and_said(teacher, data, tmp_path):
+    (tmp_path / "long.txt").write_text("red " * 30 + "\nred shirt\n")
+    config = student(training={"epochs": 1, "n_generated": 0})
+    splits = replace(tagging.read(data, config), unlabelled=read_unlabelled(tmp_path / "long.txt"))
+    listener = Listener()
+    fitted = fit(config, splits, teacher, listener)
+    assert listener.said == ["note: 1 unlabelled or generated texts are longer than the teacher reads; left out"]
+    assert fitted.parameters()["n_examples"] == len(splits.train) + 1
+
+
+def test_two_temperatures_of_the_same_answers_lose_what_the_teacher_is_unsure_of():
+    wanted = torch.tensor([[2.0, 0.0], [0.0, 4.0]])
+    for temperature in (1.0, 3.0):
+        odds = np.exp(wanted.numpy() / temperature)
+        chances = odds / odds.sum(axis=1, keepdims=True)
+        entropy = -(chances * np.log(chances)).sum(axis=1).mean()
+        found = soft_cross_entropy(wanted, wanted, temperature)
+        assert found.item() == pytest.approx(temperature**2 * entropy, rel=1e-6)
+        assert soft_cross_entropy(wanted.flip(1), wanted, temperature) > found
+    assert soft_cross_entropy(wanted[:0], wanted[:0], 1.0).item() == 0
+
+
+def test_the_loss_of_tags_reads_the_first_token_of_every_word_in_its_window():
+    one = Encoded({"input_ids": np.zeros(4, np.int64)}, first_pieces=(1, -1, 2))
+    two = Encoded({"input_ids": np.zeros((2, 4), np.int64)}, first_pieces=(1, 2), word_windows=(0, 1), n_windows=2)
+    generator = np.random.default_rng(0)
+    teacher = [generator.normal(size=(4, 2)).astype(np.float16), generator.normal(size=(2, 4, 2)).astype(np.float16)]
+    logits = torch.from_numpy(generator.normal(size=(3, 4, 2)).astype(np.float32))
+    found = soft_tag_loss([one, two], teacher, 1.0)({"tag_logits": logits}, np.array([1, 0]))
+    mine = torch.stack([logits[0, 1], logits[1, 2], logits[2, 1], logits[2, 2]])
+    theirs = np.stack([teacher[1][0, 1], teacher[1][1, 2], teacher[0][1], teacher[0][2]]).astype(np.float32)
+    expected = soft_cross_entropy(mine, torch.from_numpy(theirs), 1.0)
+    torch.testing.assert_close(found, expected)
