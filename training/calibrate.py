@@ -43,7 +43,6 @@ def check_scope(config: ScopeConfig | None, splits: Splits[IntentRows]) -> None:
     asks = (
         (len(config.scores) > 1, "scope.scores", "more than one score"),
         (config.oos_share is not None, "scope.oos_share", "oos_share"),
-        (config.aim is None, "scope.aim", "the aim of the fewest errors"),
         (config.aim is not None and config.aim.oos_recall is not None, "scope.aim", "the aim oos_recall"),
     )
     for is_asked, field, what in asks:

@@ -53,10 +53,10 @@ class FittedLinear:
         return self.contents
 
     def outputs(self, requests: Sequence[Encoded]) -> list[Arrays]:
-        """Give scikit-learn's own logits [C] of each request; of two labels the first one's are 0."""
+        """Give scikit-learn's own logits [C] of each request; of two labels, half its one logit with either sign."""
         counts_NR = _counts(requests, self.row_of_bucket, self._n_rows)
         logits = np.asarray(self.classifier.decision_function(self.tfidf.transform(counts_NR)), dtype=np.float32)
-        logits_NC = logits if logits.ndim == 2 else np.stack([np.zeros_like(logits), logits], axis=1)
+        logits_NC = logits if logits.ndim == 2 else np.stack([-logits / 2, logits / 2], axis=1)
         return [{"intent_logits": logits_C} for logits_C in logits_NC]
 
     def parameters(self) -> Mapping[str, float | int | str]:
@@ -77,8 +77,9 @@ class FittedLinear:
         weights_CR = self.classifier.coef_
         bias_C = self.classifier.intercept_
         if len(weights_CR) == 1:
-            weights_CR = np.concatenate([np.zeros_like(weights_CR), weights_CR])
-            bias_C = np.concatenate([np.zeros_like(bias_C), bias_C])
+            # Of equal size, so that their energy does not depend on which label is the likelier one.
+            weights_CR = np.concatenate([-weights_CR / 2, weights_CR / 2])
+            bias_C = np.concatenate([-bias_C / 2, bias_C / 2])
         stored = {
             "row_of_bucket": self.row_of_bucket,
             # Row 0 has no weight in the norm either.

@@ -117,6 +117,13 @@ def test_log_odds_of_several_scores_are_honest() -> None:
     assert (weights_N / (1 + np.exp(-odds_N))).sum() / n_rows == pytest.approx(0.5, abs=0.01)
 
 
+def test_without_oos_rows_the_fewest_errors_are_made_by_refusing_none_of_them() -> None:
+    outputs = [{"intent_logits": np.array([float(i), 0.0])} for i in range(20)]
+    found = calibrated(contents(("buy", "return")), ScopeConfig(), rows(["buy"] * 20), outputs, Silent()).scope
+    assert found is not None
+    assert found.threshold < min(float(scope_log_odds(found, one, ("buy", "return"))) for one in outputs)
+
+
 def test_false_alarms_need_no_oos_rows_and_the_person_is_told() -> None:
     labels = ("buy", "return")
     outputs = [{"intent_logits": np.array([float(i), 0.0])} for i in range(100)]
@@ -139,7 +146,7 @@ def test_false_alarms_need_no_oos_rows_and_the_person_is_told() -> None:
             ["buy"],
             "the aim oos_recall needs rows with the label oos in v",
         ),
-        ({}, ["buy", "oos"], ["buy"], "the aim of the fewest errors needs rows with the label oos"),
+        ({"oos_share": 0.1}, ["buy", "oos"], ["buy"], "oos_share needs rows with the label oos"),
         ({"scores": ["oos_class"]}, ["buy", "return"], ["buy", "oos"], "oos_class needs rows with the label oos in t"),
         (
             {"scores": ["energy", "distance"], "aim": {"false_alarms_per_1000": 5}},

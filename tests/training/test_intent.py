@@ -8,8 +8,10 @@ from pathlib import Path
 
 import pytest
 
+from models.answers import Reading
 from models.config import read as read_config
 from models.errors import ConfigError, DataError
+from models.model import open_model
 from training import intent
 from training.config import IntentLinearConfig, IntentTransformerConfig, parse
 from training.fit import Checkpoint
@@ -100,6 +102,27 @@ def test_a_linear_fit_names_its_labels_in_order(tmp_path: Path) -> None:
     fitted = intent.fit(config(), splits, Terminal(), Checkpoint(tmp_path / "checkpoint", "none"))
     assert fitted.write(tmp_path).labels == ("a", "b")
     assert (tmp_path / "model.onnx").stat().st_size < 1_000_000
+
+
+def test_a_linear_model_refuses_what_is_unlike_anything_it_was_trained_on(tmp_path: Path) -> None:
+    strange = ("what is the weather", "tell me a joke", "how tall is the tower", "sing a song", "who won the match")
+    (tmp_path / "train.jsonl").write_text(rows("b", "b") * 20 + rows("a", "a", text="blue jacket") * 20)
+    (tmp_path / "valid.jsonl").write_text(
+        rows("b") * 10 + rows("a", text="blue jacket") * 10 + "".join(rows("oos", text=text) for text in strange)
+    )
+    of = config("scope={aim: {oos_recall: 0.8}}")
+    fitted = intent.fit(of, intent.read(tmp_path, of), Terminal(), Checkpoint(tmp_path / "checkpoint", "none"))
+    model = open_model(tmp_path, fitted.write(tmp_path))
+
+    def label(text: str) -> str:
+        encoded = model.encode(text)
+        reading = model.decode(text, encoded, fitted.outputs([encoded])[0])
+        assert isinstance(reading, Reading)
+        assert reading.intent is not None
+        return reading.intent.label
+
+    assert [label(text) for text in ("red shoes", "blue jacket", "what a day")] == ["b", "a", "oos"]
+    assert fitted.parameters()["scope_weight_energy"] > 0  # type: ignore[operator]
 
 
 def test_reading_and_linear_models_need_no_pytorch() -> None:
