@@ -23,6 +23,7 @@ from registry.evaluation import Report
 from registry.references import check_name
 from registry.tracking import FINGERPRINT, Tracking
 from training import recipe_report
+from training.checks.report import PAGE, report_on
 from training.config import TrainConfig, parse
 from training.data.splits import Splits
 from training.data.unlabelled import read_unlabelled
@@ -84,8 +85,9 @@ def run(order: Order, tracking: Tracking, terminal: Recorder) -> Trained:
     check_name(order.name)
     family, splits = family_of(order.config.task), _read(order)
     config, teacher = _with_teacher(order.config, tracking)
-    for note in splits.notes:
-        terminal.say(f"note: {note}")
+    found = report_on(splits, order.config)
+    for sentence in found.said(f"{PAGE} of the run"):
+        terminal.say(sentence)
     digests = _digests(splits)
     settings = order.config.model_dump(mode="json")
     fingerprint = _sha256(
@@ -102,6 +104,7 @@ def run(order: Order, tracking: Tracking, terminal: Recorder) -> Trained:
         record.tags({FINGERPRINT: fingerprint})
         record.parameters(settings)
         record.datasets(order.name, digests)
+        record.text(found.html(), PAGE)
         recorder = _Told(record, terminal)
         checkpoint = Checkpoint(tracking.workspace.checkpoints / order.name, fingerprint, order.resume)
         with _engine(order, config, tracking):
