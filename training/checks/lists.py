@@ -111,13 +111,14 @@ def _without_difference(train: RankingRows) -> list[Finding]:
 def _file_order(named: Mapping[str, RankingRows]) -> list[Finding]:
     """Equal scores keep the order they came in: a file sorted by relevance flatters every model with ties."""
     found = []
-    for name, rows in named.items():
+    for name in sorted(named.keys() - {"train"}):
+        rows = named[name]
         sizes = [len(labels_D) for labels_D in rows.labels]
         lists_N = np.repeat(np.arange(len(rows)), sizes)
         labels_N = np.concatenate(rows.labels)
         in_order = expected_ndcg(-np.arange(len(labels_N), dtype=np.float64), labels_N, lists_N)
         at_random = expected_ndcg(np.zeros(len(labels_N)), labels_N, lists_N)
-        if in_order > at_random + _ORDERED * (1 - at_random) and name != "train":
+        if in_order > at_random + _ORDERED * (1 - at_random):
             sentence = (
                 f"the lists of {name} stand in the order of their relevance (ndcg@10 of the file's order "
                 f"{in_order:.3f}, of a random one {at_random:.3f}): equal scores keep the file's order, so an unsure "
