@@ -256,7 +256,7 @@ def _lines(file: Path) -> list[str]:
 
 
 def _check(options: argparse.Namespace) -> Answer:
-    from training.check import check_data, check_workspace
+    from training.check import check_data, check_workspace, log_data
 
     if options.what == "workspace":
         found = check_workspace(_workspace(options))
@@ -266,20 +266,30 @@ def _check(options: argparse.Namespace) -> Answer:
         return {"checked": found, "ok": not bad, **decision, "text": "\n".join([options.workspace, *lines])}
     if options.data is None:
         raise InputError("check data needs --data DIR, got none")
-    report = check_data(Path(options.data))
+    report = check_data(Path(options.data), options.config)
+    run_id = log_data(report, Path(options.data), _tracking(options))
+    if options.html:
+        _write(Path(options.html), report.html())
     lines = [f"{report.family} data in {options.data}"]
     for split, figures in report.splits.items():
         shown = ", ".join(f"{name} {value}" for name, value in figures.items() if name != "sha256")
         lines.append(f"  {split:<6} {shown}")
-    lines += [f"  warning: {warning}" for warning in report.warnings]
-    return {**asdict(report), "text": "\n".join(lines)}
+    lines += [f"  {line}" for line in report.said(options.html or f"run {run_id} of the experiment data")]
+    return {**asdict(report), "warnings": report.warnings, "run_id": run_id, "text": "\n".join(lines)}
+
+
+def _write(file: Path, text: str) -> None:
+    try:
+        file.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise InputError(f"--html must be a file that can be written, got {file} ({error.strerror})") from error
 
 
 def _deploy(options: argparse.Namespace) -> Answer:
     from serving.triton.config import TritonSettings
     from serving.triton.repository import deploy
 
-    settings = TritonSettings(backend=options.backend)
+    settings = TritonSettings(backend=options.backend, variant=options.variant)
     deployed = deploy(
         _workspace(options).deployment, options.names, Path(options.repository), settings, options.triton_url
     )
@@ -439,6 +449,8 @@ def _parser() -> argparse.ArgumentParser:
     check = command("check", _check, "check data before training, or a workspace")
     check.add_argument("what", choices=("data", "workspace"))
     check.add_argument("--data", metavar="DIR", help="for `check data`: holds train, valid and test files")
+    check.add_argument("--config", metavar="FILE", help="what will be trained (default: its family's default)")
+    check.add_argument("--html", metavar="FILE", help="write the whole report there too, as one page")
 
     promote = command("promote", _promote, "run the gates and, where all pass, move an alias")
     promote.add_argument("name")
@@ -460,6 +472,7 @@ def _parser() -> argparse.ArgumentParser:
         default="python",
         help="Triton's backend (default: python, which every server has; containers have onnxruntime too)",
     )
+    deploy.add_argument("--variant", choices=("float32", "int8", "fp16"), help="default: each bundle's own choice")
 
     triton = command("triton", _triton, "run a local Triton server, without a container")
     triton.add_argument("what", choices=("up", "down", "status"))

@@ -151,7 +151,11 @@ class SplitDigest(_Part):
 
 
 class Manifest(Contents):
-    """All of `manifest.json`; `files` maps every other file of the bundle to its sha256."""
+    """All of `manifest.json`; `files` maps every other file of the bundle to its sha256.
+
+    int8_recipe: how `model.int8.onnx` was made, where there is one (`training.recipes`). fp16_tolerance: how far
+    another processor's answers of `model.fp16.onnx` may be from its golden ones, where there is one.
+    """
 
     format: int
     name: str
@@ -162,4 +166,11 @@ class Manifest(Contents):
     code_version: str
     teacher: TeacherOrigin | None = None
     tolerance: float
+    int8_recipe: str | None = None
+    fp16_tolerance: float | None = None
     files: dict[str, str]
+
+    def tolerance_of(self, variant: str) -> float:
+        """How far an output may be from its golden one."""
+        is_half = variant == "fp16" and self.fp16_tolerance is not None
+        return self.fp16_tolerance or self.tolerance if is_half else self.tolerance

@@ -2,46 +2,48 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
+from models.config import read
 from models.errors import DataError, RankyardError
 from registry.bundle import open_bundle
 from registry.deployment import names, resolve
 from registry.workspace import Workspace
-from training.config import SCHEMAS, TrainConfig
-from training.data.files import find_splits, read_source
+from training.checks.report import PAGE, DataReport, report_on
+from training.config import SCHEMAS, TrainConfig, parse
+from training.data.clicks import KEYS as CLICK_KEYS
+from training.data.clicks import SESSION
+from training.data.files import find_splits, read_bytes, read_source
 from training.data.jsonl import objects
-from training.data.splits import IntentRows, Problems, RankingRows, Splits, TaggingRows
-from training.evaluate import AnyRows
+from training.data.parquet import KEYS, TEXTS, open_table
+from training.data.splits import Problems, Splits
 from training.line import family_of
 
-_RARE = 5
-"""A label with fewer training rows is called rare."""
+if TYPE_CHECKING:
+    from registry.tracking import Tracking
 
 
-@dataclass(frozen=True, slots=True)
-class DataReport:
-    """What a data directory holds: figures of each split, and what a person should know before training on it."""
+def check_data(directory: Path, config: str | None = None) -> DataReport:
+    """Read every file as training would and look at what is in it; DataError names what training would refuse.
 
-    family: str
-    splits: dict[str, dict[str, Any]]
-    warnings: tuple[str, ...]
+    config: path or shipped name of what will be trained; None: the default of the family that the files belong to.
+    """
+    checked = _config_for(directory) if config is None else _config(config)
+    splits: Splits[Any] = family_of(checked.task).read(directory, checked)
+    return report_on(splits, checked)
 
 
-def check_data(directory: Path) -> DataReport:
-    """Read every file as training would; DataError names what training would refuse."""
-    config = _config_for(directory)
-    splits: Splits[Any] = family_of(config.task).read(directory, config)
-    named: Mapping[str, AnyRows] = splits.named()
-    warnings = [*splits.notes, *_shared(named), *_labels(named)]
-    return DataReport(config.task, {name: _figures(rows) for name, rows in named.items()}, tuple(warnings))
+def log_data(report: DataReport, directory: Path, tracking: Tracking) -> str:
+    """Keep the report in a run of the experiment `data`; gives the run's id."""
+    with tracking.start("data", directory.resolve().name or "data") as run:
+        run.tags({"data.directory": directory.resolve(), "data.family": report.family})
+        run.metrics({finding.rule: finding.value for finding in report.findings})
+        run.text(report.html(), PAGE)
+        run.describe("\n".join(f"- {line}" for line in report.said(PAGE)))
+        return run.id
 
 
 def check_workspace(workspace: Workspace) -> dict[str, str]:
@@ -56,12 +58,20 @@ def check_workspace(workspace: Workspace) -> dict[str, str]:
     return found
 
 
+def _config(name_or_path: str) -> TrainConfig:
+    raw = read(name_or_path)
+    return parse(raw, str(raw.get("task")))
+
+
 def _config_for(directory: Path) -> TrainConfig:
     """The default configuration of the family that the training file belongs to, by its ending and first row."""
     endings = (".jsonl", ".csv", ".conll", ".txt", ".svm", ".parquet")
     train = find_splits(directory, endings)["train"]
     ending = next(ending for ending in endings if train.name.removesuffix(".gz").endswith(ending))
-    task, kind = _BY_ENDING[ending] if ending in _BY_ENDING else _by_keys(train)
+    if ending == ".parquet":
+        task, kind = "ranking", _kind_of_columns(open_table(read_bytes(train), train.name).column_names)
+    else:
+        task, kind = _BY_ENDING[ending] if ending in _BY_ENDING else _by_keys(train)
     return SCHEMAS[task, kind].model_validate({"task": task, "model": {"kind": kind}})
 
 
@@ -70,15 +80,16 @@ _BY_ENDING = {
     ".conll": ("tagging", "transformer"),
     ".txt": ("ranking", "xgboost"),
     ".svm": ("ranking", "xgboost"),
-    ".parquet": ("ranking", "xgboost"),
 }
-_BY_KEY = {"tokens": ("tagging", "transformer"), "query_id": ("ranking", "pairs"), "text": ("intent", "linear")}
+_BY_KEY = {"tokens": ("tagging", "transformer"), "text": ("intent", "linear")}
 
 
 def _by_keys(train: Path) -> tuple[str, str]:
     source = read_source(train)
     problems = Problems(source.file)
     _, first = next(objects(source, (), problems), (0, {}))
+    if "query_id" in first:
+        return "ranking", "pairs" if {*TEXTS} <= {*first} else "xgboost"
     for key, family in _BY_KEY.items():
         if key in first:
             return family
@@ -88,61 +99,10 @@ def _by_keys(train: Path) -> tuple[str, str]:
     )
 
 
-def _figures(rows: AnyRows) -> dict[str, Any]:
-    figures: dict[str, Any] = {"file": rows.file, "rows": len(rows), "sha256": rows.sha256}
-    if isinstance(rows, RankingRows):
-        sizes = [len(request.ids) for request in rows.lists]
-        figures["documents"] = sum(sizes)
-        figures["documents_per_query"] = _spread(sizes)
-        figures["queries_without_relevant"] = sum(not (labels_D > 0).any() for labels_D in rows.labels)
-        figures["features"] = len(rows.feature_names)
-        return figures
-    figures["words"] = _spread([len(text.split()) for text in rows.requests()])
-    if rows.labels is not None:
-        figures["labels"] = len(set(rows.labels))
-        figures["most_frequent"] = dict(Counter(rows.labels).most_common(3))
-    if isinstance(rows, TaggingRows):
-        figures["entity_types"] = len({tag[2:] for tags in rows.tags for tag in tags if tag != "O"})
-    return figures
-
-
-def _spread(values: Sequence[int]) -> dict[str, int]:
-    """Smallest, median and largest."""
-    return {"min": min(values), "median": int(np.median(values)), "max": max(values)}
-
-
-def _shared(named: Mapping[str, AnyRows]) -> list[str]:
-    """Say which texts or query ids stand in two splits: a test on what was trained on proves nothing."""
-    warnings = []
-    contents = {name: _identities(rows) for name, rows in named.items()}
-    for later in ("valid", "test"):
-        for earlier in ("train", "valid"):
-            if later in contents and earlier in contents and earlier != later:
-                shared = set(contents[earlier]) & set(contents[later])
-                if shared:
-                    warnings.append(
-                        f"{len(shared)} of {len(contents[later])} {later} examples stand in {earlier} too "
-                        f"(such as {min(shared)!r})"
-                    )
-    return warnings
-
-
-def _identities(rows: AnyRows) -> list[str]:
-    return list(rows.query_ids) if isinstance(rows, RankingRows) else list(map(str, rows.requests()))
-
-
-def _labels(named: Mapping[str, AnyRows]) -> list[str]:
-    train = named["train"]
-    if not isinstance(train, IntentRows | TaggingRows) or train.labels is None:
-        return []
-    warnings = []
-    counts = Counter(train.labels)
-    if rare := sorted(label for label, count in counts.items() if count < _RARE):
-        warnings.append(f"{len(rare)} labels have fewer than {_RARE} training rows ({', '.join(rare[:5])})")
-    for name, rows in named.items():
-        if isinstance(rows, IntentRows | TaggingRows) and (unseen := set(rows.labels or ()) - set(counts)):
-            warnings.append(f"{len(unseen)} labels of {name} are not in train ({', '.join(sorted(unseen)[:5])})")
-    return warnings
+def _kind_of_columns(names: Sequence[str]) -> str:
+    """Tell what ranks such a table: texts without numeric columns need features computed from them."""
+    features = {*names} - {*KEYS, *CLICK_KEYS, *TEXTS, SESSION}
+    return "pairs" if {*TEXTS} <= {*names} and not features else "xgboost"
 
 
 def _verdict(verify: Callable[[], object]) -> str:

@@ -24,7 +24,7 @@ from models.networks.transformer import load_encoder
 from models.pairs import PairEncoder, trimmed
 from models.ranking import RankingModel
 from registry.bundle import MODEL
-from training.config import CrossEncoderModel, NetworkTraining, RankingCrossEncoderConfig
+from training.config import CrossEncoderModel, RankingCrossEncoderConfig
 from training.data.splits import RankingRows, Splits
 from training.encoder import CONFIG, ResolvedEncoder, resolve
 from training.export import network_to_onnx
@@ -83,7 +83,7 @@ def fit(
         ranking_loss(labels, training.loss),
         encoded["valid"],
         valid_score(splits.valid),
-        NetworkTraining(**training.model_dump(exclude={"loss", "list_size", "precision"})),
+        training.loop,
         recorder,
         checkpoint,
     )

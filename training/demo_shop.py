@@ -21,12 +21,12 @@ import pyarrow.parquet as pq
 
 from models.errors import DataError, InputError, WorkspaceError
 from training.shop.catalogue import Product, make_catalogue
-from training.shop.clicks import Candidates, make_sessions, retrieve, smoothed_ctr
+from training.shop.clicks import Candidates, Session, make_sessions, retrieve, smoothed_ctr
 from training.shop.queries import Query, SplitName, make_queries, make_searches
 from training.shop.ranking import Titles, judge, ranking_features
 from training.shop.relevance import Shelf, Truth
 
-VERSION = 1
+VERSION = 2
 """Changes whenever the same seed and sizes give other files."""
 
 _SHOP = "shop.json"
@@ -51,7 +51,7 @@ class Sizes:
 
 @dataclass(frozen=True, slots=True)
 class DemoShop:
-    """A shop on disk. Each of `intent`, `queries`, `ranking`, `pairs` is a directory that `rankyard train` takes."""
+    """A shop on disk; `rankyard train` takes `intent`, `queries`, `ranking`, `pairs` and `impressions`."""
 
     directory: Path
     seed: int
@@ -81,6 +81,11 @@ class DemoShop:
     def ranking(self) -> Path:
         """Judged lists with numeric features: task `ranking`."""
         return self.directory / "ranking"
+
+    @property
+    def impressions(self) -> Path:
+        """The click log by impression, with the features of `ranking`, as train; judged lists as valid and test."""
+        return self.directory / "impressions"
 
     @property
     def pairs(self) -> Path:
@@ -217,6 +222,12 @@ def _write_behaviour(
         labels = [judge(stream["judges"], candidates, truth) for candidates in lists]
         features = [ranking_features(shelf, titles, ctr, candidates) for candidates in lists]
         _write_ranking(draft / "ranking" / f"{split}.parquet", shelf, lists, labels, features)
+        # The click rate comes from these very clicks: a ranker that learned from them would see little else.
+        blind = [{name: of_list[name] for name in of_list if name != "ctr"} for of_list in features]
+        if split == "train":
+            _write_impressions(draft / "impressions" / f"{split}.parquet", shelf, sessions, lists, blind)
+        else:
+            _write_ranking(draft / "impressions" / f"{split}.parquet", shelf, lists, labels, blind)
         _write_lines(draft / "pairs" / f"{split}.jsonl", _pairs(shelf, lists, labels))
 
 
@@ -234,6 +245,42 @@ def _write_ranking(
     }
     for name in features[0]:
         column = np.concatenate([of_list[name] for of_list in features])
+        columns[name] = pa.array(column, mask=np.isnan(column))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pq.write_table(pa.table(columns), path)
+
+
+def _write_impressions(
+    path: Path,
+    shelf: Shelf,
+    sessions: Sequence[Session],
+    lists: Sequence[Candidates],
+    features: Sequence[dict[str, np.ndarray[Any, np.dtype[np.float32]]]],
+) -> None:
+    """Write a row for each product that a session showed, of those whose query is in `lists`."""
+    starts = np.cumsum([0, *(len(candidates.places) for candidates in lists)])
+    row_of = {
+        (candidates.query_id, place): start + number
+        for candidates, start in zip(lists, starts.tolist(), strict=False)
+        for number, place in enumerate(candidates.places.tolist())
+    }
+    known = {candidates.query_id for candidates in lists}
+    shown = [
+        (f"s{number:06d}", session.query_id, place, position, position in session.clicks)
+        for number, session in enumerate(sessions, start=1)
+        if session.query_id in known
+        for position, place in enumerate(session.shown.tolist(), start=1)
+    ]
+    columns: dict[str, Any] = {
+        "session_id": [one[0] for one in shown],
+        "query_id": [one[1] for one in shown],
+        "doc_id": [shelf.products[one[2]].id for one in shown],
+        "position": [one[3] for one in shown],
+        "clicked": [int(one[4]) for one in shown],
+    }
+    rows = np.array([row_of[one[1], one[2]] for one in shown], dtype=np.int64)
+    for name in features[0]:
+        column = np.concatenate([of_list[name] for of_list in features])[rows]
         columns[name] = pa.array(column, mask=np.isnan(column))
     path.parent.mkdir(parents=True, exist_ok=True)
     pq.write_table(pa.table(columns), path)

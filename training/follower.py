@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import json
+import sys
 from pathlib import Path
-from typing import Any
 
 from registry.tracking import Tracking
 from registry.workspace import Workspace
 from training.config import parse
 from training.line import Order, follow
-from training.processes import follow as follow_first
+from training.processes import joined
 
 
-def run(order: Mapping[str, Any]) -> None:
-    """Train as the first process does."""
-    config = parse(order["config"], order["config"]["task"])
-    follow(Order(config, Path(order["data"]), order["name"]), Tracking(Workspace(Path(order["workspace"]))))
+def main() -> None:
+    """Read the order from standard input and train as the first process does."""
+    told = json.load(sys.stdin)
+    order = Order(parse(told["config"], told["config"]["task"]), Path(told["data"]), told["name"])
+    with joined(told):
+        follow(order, Tracking(Workspace(Path(told["workspace"]))))
 
 
 if __name__ == "__main__":
-    follow_first(run)
+    main()

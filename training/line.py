@@ -22,13 +22,15 @@ from registry.bundle import Bundle, draft, seal
 from registry.evaluation import Report
 from registry.references import check_name
 from registry.tracking import FINGERPRINT, Tracking
+from training import recipe_report
+from training.checks.report import PAGE, report_on
 from training.config import TrainConfig, parse
 from training.data.splits import Splits
 from training.data.unlabelled import read_unlabelled
 from training.evaluate import evaluate
 from training.fit import Checkpoint, Fitted, Recorder
 from training.pictures import latency_bars, pictures, propensity_curve
-from training.proof import Proof
+from training.proof import FP16_MARGIN, Proof
 
 
 def family_of(task: FamilyName) -> Any:
@@ -83,8 +85,9 @@ def run(order: Order, tracking: Tracking, terminal: Recorder) -> Trained:
     check_name(order.name)
     family, splits = family_of(order.config.task), _read(order)
     config, teacher = _with_teacher(order.config, tracking)
-    for note in splits.notes:
-        terminal.say(f"note: {note}")
+    found = report_on(splits, order.config)
+    for sentence in found.said(f"{PAGE} of the run"):
+        terminal.say(sentence)
     digests = _digests(splits)
     settings = order.config.model_dump(mode="json")
     fingerprint = _sha256(
@@ -101,6 +104,7 @@ def run(order: Order, tracking: Tracking, terminal: Recorder) -> Trained:
         record.tags({FINGERPRINT: fingerprint})
         record.parameters(settings)
         record.datasets(order.name, digests)
+        record.text(found.html(), PAGE)
         recorder = _Told(record, terminal)
         checkpoint = Checkpoint(tracking.workspace.checkpoints / order.name, fingerprint, order.resume)
         with _engine(order, config, tracking):
@@ -120,6 +124,8 @@ def run(order: Order, tracking: Tracking, terminal: Recorder) -> Trained:
                 code_version=metadata.version("rankyard"),
                 teacher=teacher,
                 tolerance=_GOLDEN_TOLERANCE,
+                int8_recipe=report.int8_recipe,
+                fp16_tolerance=None if report.fp16 is None else FP16_MARGIN * report.fp16.largest_difference,
                 files={},
             )
             bundle = seal(directory, manifest, tracking.workspace.bundles)
@@ -129,6 +135,10 @@ def run(order: Order, tracking: Tracking, terminal: Recorder) -> Trained:
         record.figure(latency_bars({name: variant.latency for name, variant in report.variants.items()}), "latency")
         if contents.propensities is not None:
             record.figure(propensity_curve(contents.propensities), "propensities")
+        if recipes := recipe_report.table(report):
+            record.text(recipes, "int8_recipes.md")
+        if (drawn := recipe_report.picture(report)) is not None:
+            record.figure(drawn, "int8_recipes")
         version = tracking.register(bundle, record)
         trained = Trained(order.name, version, record.id, bundle, report, time.perf_counter() - started)
         record.describe(trained.summary())

@@ -20,7 +20,7 @@ from models.metrics import ranking_metrics
 from models.networks.listwise import ListwiseNetwork
 from models.ranking import RankingModel
 from registry.bundle import MODEL
-from training.config import ListwiseModel, NetworkTraining, RankingListwiseConfig
+from training.config import ListwiseModel, RankingListwiseConfig
 from training.data.splits import RankingRows, Splits
 from training.export import OPSET, quiet
 from training.fit import Checkpoint, Recorder
@@ -77,9 +77,7 @@ def fit(
         ranking_loss(taught.labels, training.loss),
         [model.encode(request) for request in splits.valid.lists],
         valid_score(splits.valid),
-        NetworkTraining(
-            head_learning_rate=training.learning_rate, **training.model_dump(exclude={"loss", "learning_rate"})
-        ),
+        training.loop,
         recorder,
         checkpoint,
     )

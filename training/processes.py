@@ -144,14 +144,14 @@ def processes(n_processes: int, order: Mapping[str, Any]) -> Iterator[None]:
                 follower.wait()
 
 
-def follow(run: Callable[[Mapping[str, Any]], None]) -> None:
-    """Be a follower that `processes` started: read the order from standard input, join the group, and train."""
+@contextmanager
+def joined(order: Mapping[str, Any]) -> Iterator[None]:
+    """Be the follower that `order`, as `processes` told it, speaks of: member of the group of its first process."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the first process, which ends the others
-    order = json.load(sys.stdin)
     store = TCPStore(_LOOPBACK, order["port"], is_master=False)
     store.set(_ready(order["rank"]), "1")
     with _group(store=store, rank=order["rank"], world_size=order["n_processes"]):
-        run(order)
+        yield
 
 
 def _start(order: Mapping[str, Any], environment: Mapping[str, str], said: Any) -> subprocess.Popen[str]:

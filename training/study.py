@@ -49,7 +49,12 @@ class Claim:
         return int(self.trial.user_attrs.get(ORIGIN, self.trial.number))
 
     def report(self, value: float, step: int) -> None:
-        """Report quality so far; raises `optuna.TrialPruned` where the pruner thinks that it leads nowhere."""
+        """Report quality so far; raises `optuna.TrialPruned` where the pruner thinks that it leads nowhere.
+
+        With several objectives nothing: Optuna stops no trial then.
+        """
+        if len(self.trial.study.directions) > 1:
+            return
         self.trial.report(value, step)
         if self.trial.should_prune():
             raise optuna.TrialPruned(f"{value:.4f} at step {step}")

@@ -153,6 +153,8 @@ def _say_plan(order: Order, study: Study, terminal: Recorder) -> None:
         terminal.say(f"{study.directory.name} " + (goes_on if n_begun else f"begins: {order.n_trials} trials"))
     else:
         terminal.say(f"{study.directory.name} has its {order.n_trials} trials")
+    if n_elsewhere := study.n_elsewhere():
+        terminal.say(f"note: trials that other processes carry out now: {n_elsewhere}")
     if order.space.of_base() is None:
         terminal.say("note: the base configuration lies outside the space: it is not tried")
     if len(order.config.objectives) > 1:

@@ -61,7 +61,7 @@ class MedianPruner(Config):
     n_startup_trials: int = Field(default=5, ge=0)
     """Complete trials before any is stopped."""
     n_warmup_steps: int = Field(default=0, ge=0)
-    """Trees or epochs (with `repeats`: trainings) that every trial may take."""
+    """Tree or epoch (with `repeats`: training) before which no trial is stopped."""
 
 
 class HyperbandPruner(Config):

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullFormatter
 from optuna.trial import FrozenTrial, TrialState
 
 from training.trials import Order
@@ -19,6 +20,7 @@ _BLUE, _ORANGE, _GREY, _GREEN = "#2b6cb0", "#dd6b20", "#a0aec0", "#2f855a"
 _UNITS = {"quality": "quality on valid", "latency": "latency, ms", "size": "size, MB"}
 _SCALES = {"size": 1e-6}
 _COLUMNS = 3
+_DECADE = 10
 
 
 def pictures(
@@ -61,7 +63,7 @@ def history(trials: Sequence[FrozenTrial], base: FrozenTrial | None) -> Figure:
     axes.set(xlabel="trial", ylabel=_UNITS["quality"], title=f"best {max(values):.4f} of {len(trials)} trials")
     axes.margins(y=0.12)
     axes.grid(alpha=0.3)
-    axes.legend(frameon=False, fontsize=8, loc="lower right")
+    figure.legend(frameon=False, fontsize=8, loc="outside lower center", ncols=5)
     return figure
 
 
@@ -87,13 +89,13 @@ def curves(trials: Sequence[FrozenTrial], best: FrozenTrial) -> Figure:
             label=None if name in seen else name,
         )
         seen.add(name)
-    axes.set(xlabel="step", ylabel=_UNITS["quality"])
+    axes.set(xlabel="step (tree, epoch, or training)", ylabel=_UNITS["quality"])
     axes.grid(alpha=0.3)
-    axes.legend(frameon=False, fontsize=8, loc="lower right")
+    figure.legend(frameon=False, fontsize=8, loc="outside lower center", ncols=3)
     return figure
 
 
-_FEW_POINTS = 30
+_FEW_POINTS = 10
 
 
 def importance(importances: Mapping[str, float]) -> Figure:
@@ -156,10 +158,12 @@ def pareto(
     if bound is not None:
         axes.axvline(bound * scale, ls="--", color=_ORANGE, lw=1, label="budget")
     axes.set(xlabel=_UNITS[cost], ylabel=_UNITS["quality"])
-    axes.set_xscale("log")
+    costs = at(complete)[0]
+    if max(costs) >= _DECADE * min(costs):
+        _logarithmic(axes)
     axes.margins(0.1)
-    axes.grid(alpha=0.3, which="both")
-    axes.legend(frameon=False, fontsize=8, loc="lower right")
+    axes.grid(alpha=0.3)
+    figure.legend(frameon=False, fontsize=8, loc="outside lower center", ncols=5)
     return figure
 
 
@@ -167,7 +171,7 @@ def _key(axes: Any, name: str, complete: Sequence[FrozenTrial], order: Order, be
     entry = order.space.entries[name]
     if isinstance(entry, Range):
         if entry.log:
-            axes.set_xscale("log")
+            _logarithmic(axes)
         places = {trial.number: float(trial.params[name]) for trial in complete}
     else:
         shown = [str(value) for value in order.space.labels[name]]
@@ -181,6 +185,14 @@ def _key(axes: Any, name: str, complete: Sequence[FrozenTrial], order: Order, be
     axes.set_title(name, fontsize=8)
     axes.tick_params(labelsize=7)
     axes.grid(alpha=0.3)
+
+
+def _logarithmic(axes: Any) -> None:
+    """A logarithmic axis with plain numbers at 1, 2 and 5 of each decade, or at 1 alone where there are many."""
+    axes.set_xscale("log")
+    axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0), numticks=6))
+    axes.xaxis.set_major_formatter("{x:g}")
+    axes.xaxis.set_minor_formatter(NullFormatter())
 
 
 def _figure(width: float, height: float) -> tuple[Figure, Any]:

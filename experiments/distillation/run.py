@@ -1,6 +1,6 @@
 """Students against their teachers: what is lost, how much faster they answer, how small they are.
 
-python -m experiments.distillation.run --data DIR [STUDY]... [--workspace DIR]
+python -m experiments.distillation.run --data DIR [STUDY]... [--workspace DIR] [--teacher REF]
 
 A teacher that the workspace has under its name is used, else it is trained first. Both answer the test split, in
 process, by the variant that would be served, on one thread and in turns.
@@ -47,21 +47,22 @@ def main() -> None:
     parser.add_argument("studies", nargs="*", metavar="STUDY")
     parser.add_argument("--data", type=Path, required=True, help="holds the folders that config.yaml names")
     parser.add_argument("--workspace", type=Path, default=Path(".rankyard-distillation"))
+    parser.add_argument("--teacher", metavar="REF", help="of one study alone: a teacher that was trained before")
     options = parser.parse_args()
     studies = yaml.safe_load((HERE / "config.yaml").read_text())
     tracking = Tracking(Workspace(options.workspace.absolute()))
     for name in options.studies or studies:
-        study(name, studies[name], options.data / studies[name]["data"], tracking)
+        study(name, studies[name], options.data / studies[name]["data"], tracking, options.teacher)
     with tracking.start("studies", "distillation") as run:
         figure = picture(studies)
         run.figure(figure, "distillation")
         figure.savefig(HERE / "results" / "distillation.png", dpi=120, bbox_inches="tight")
 
 
-def study(name: str, settings: dict[str, Any], data: Path, tracking: Tracking) -> None:
+def study(name: str, settings: dict[str, Any], data: Path, tracking: Tracking, ref: str | None) -> None:
     """Train what is missing, compare, and save the result."""
     task, metric = settings["task"], settings["metric"]
-    teacher = teacher_of(settings, data, tracking)
+    teacher = tracking.resolve(ref) if ref else teacher_of(settings, data, tracking)
     students, seconds = [], []
     for seed in settings["student"]["seeds"]:
         answer = train(

@@ -19,7 +19,7 @@ from serving.runtime.onnx import OnnxRuntime
 from serving.runtime.protocol import Runtime, ServedModel
 from serving.runtime.triton import TritonRuntime
 from tests.bundles import FEATURES, PHRASES, tiny_bundle
-from tests.serving.gateway.bundles import joint_bundle
+from tests.serving.gateway.bundles import cross_bundle, joint_bundle, list_bundle
 from tests.triton_server import TritonServer
 
 Open = Callable[[Sequence[ServedModel]], AbstractAsyncContextManager[Runtime]]
@@ -53,6 +53,16 @@ RUNTIMES: dict[str, Callable[[pytest.FixtureRequest], Open]] = {
 @pytest.fixture(params=sorted(RUNTIMES))
 def open_runtime(request) -> Open:
     return RUNTIMES[request.param](request)
+
+
+@pytest.fixture(scope="module")
+def cross(tmp_path_factory) -> ServedModel:
+    return ServedModel("tiny-cross", "1", cross_bundle(tmp_path_factory.mktemp("cross")))
+
+
+@pytest.fixture(scope="module")
+def whole_list(tmp_path_factory) -> ServedModel:
+    return ServedModel("tiny-list", "1", list_bundle(tmp_path_factory.mktemp("list")))
 
 
 @pytest.fixture(scope="module")
@@ -121,7 +131,32 @@ CANDIDATES = [
 ]
 
 
-def test_all_runtimes_give_the_same_answers(open_runtime, intent, joint, ranking):
+PRICES = [
+    RankRequest(ids=("a", "b", "c"), features={"price": np.array([1.0, 3.0, 8.0], dtype=np.float32)}),
+    RankRequest(ids=("a", "b"), features={"price": np.array([5.0, 7.0], dtype=np.float32)}),
+]
+
+
+def test_lists_of_unlike_length_get_scores_of_their_own_documents_alone(open_runtime, whole_list):
+    async def ask() -> list:
+        async with open_runtime([whole_list]) as runtime:
+            await runtime.load(whole_list)
+            model: Any = open_model(whole_list.bundle.path, whole_list.bundle.manifest)
+            encoded, signature = [model.encode(one) for one in PRICES], whole_list.bundle.manifest.signature
+            return split(await runtime.infer(whole_list, collate(encoded, signature), timeout_s=5), encoded, signature)
+
+    first, second = asyncio.run(ask())
+    np.testing.assert_allclose(first["score"], [-3, -1, 4], atol=1e-5)
+    np.testing.assert_allclose(second["score"], [-1, 1], atol=1e-5)
+
+
+PAIRS = [
+    RankRequest(ids=("a", "b", "c"), text="red", texts=("new balance shoes", "", "shoes shoes")),
+    RankRequest(ids=("a",), text="new shoes", texts=("red",)),
+]
+
+
+def test_all_runtimes_give_the_same_answers(open_runtime, intent, joint, ranking, cross, whole_list):
     """Labels, entities and order are equal, numbers within 1e-4."""
 
     async def answers(opened: AbstractAsyncContextManager[Runtime], served: ServedModel, requests: list) -> list:
@@ -133,7 +168,14 @@ def test_all_runtimes_give_the_same_answers(open_runtime, intent, joint, ranking
             outputs = split(await runtime.infer(served, collate(encoded, signature), timeout_s=5), encoded, signature)
             return [model.decode(*one) for one in zip(requests, encoded, outputs, strict=True)]
 
-    for served, requests in ((intent, QUERIES), (joint, QUERIES), (ranking, CANDIDATES)):
+    asked = (
+        (intent, QUERIES),
+        (joint, QUERIES),
+        (ranking, CANDIDATES),
+        (cross, PAIRS),
+        (whole_list, PRICES),
+    )
+    for served, requests in asked:
         expected = asyncio.run(answers(onnx([served]), served, requests))
         found = asyncio.run(answers(open_runtime([served]), served, requests))
         assert [_facts(answer) for answer in found] == [_facts(answer) for answer in expected]

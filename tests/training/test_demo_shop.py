@@ -153,6 +153,24 @@ def test_products_newer_than_the_log_were_never_shown(shop):
     assert all(created[product] < first_day for session in sessions for product in session["shown"])
 
 
+def test_impressions_are_the_sessions_of_training_queries_with_the_features_of_their_lists(shop):
+    rows = pq.read_table(shop.impressions / "train.parquet").to_pylist()
+    listed = {
+        (row["query_id"], row["doc_id"]): row for row in pq.read_table(shop.ranking / "train.parquet").to_pylist()
+    }
+    queries = {query_id for query_id, _ in listed}
+    sessions = {session["session_id"]: session for session in lines(shop.clicks) if session["query_id"] in queries}
+    assert {row["session_id"] for row in rows} == set(sessions)
+    assert len(rows) == sum(len(session["shown"]) for session in sessions.values())
+    for row in rows:
+        session = sessions[row["session_id"]]
+        assert session["shown"][row["position"] - 1] == row["doc_id"]
+        assert row["clicked"] == (row["position"] in session["clicks"])
+        judged = listed[row["query_id"], row["doc_id"]]
+        assert set(judged) - set(row) == {"label", "ctr"}
+        assert all(row[name] == judged[name] for name in set(row) & set(judged))
+
+
 def test_clicks_fall_with_position_faster_than_with_relevance(tmp_path):
     # One query's products in the same session log: with examination 1/rank, position 5 gets well below half of
     # position 1's clicks, whatever is shown there.

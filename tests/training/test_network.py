@@ -301,7 +301,7 @@ def test_a_brand_that_training_never_saw_is_read_from_the_gazetteer(encoder, tmp
     """`size` is a brand of the gazetteer here: no training row holds it."""
     rows = joint_rows()
     terms = Terms(Gazetteer({"brand": ["nike", "adidas", "size"]}), "terms.csv", "0" * 64)
-    splits = TaggingSplits(rows.train, rows.valid, None, (), terms)
+    splits = TaggingSplits(rows.train, rows.valid, None, terms=terms)
     settings = config(encoder, epochs=12, patience=12)
     fitted = tagging.fit(settings, splits, Listener(), Checkpoint(tmp_path / "c", "f"))
     assert fitted.draft.contents.gazetteer == ("brand",)

@@ -6,12 +6,14 @@ import pytest
 import torch
 from onnx import numpy_helper
 
+from models.errors import ConfigError, RankyardError
 from registry.tracking import Tracking
 from registry.workspace import Workspace
 from tests.tiny_encoder import write_encoder
 from tests.training.test_network import ORDERS, SHOPPING, TAGS, Listener
 from training.config import parse
 from training.line import Order, run
+from training.processes import Peers, processes
 
 
 @pytest.fixture(scope="module")
@@ -61,3 +63,24 @@ def test_two_processes_make_the_bundle_that_one_makes(encoder, data, tmp_path):
         np.testing.assert_allclose(weights(shared.bundle)[name], weight, atol=1e-5, err_msg=name)
     assert shared.metrics == alone.metrics
     assert not torch.distributed.is_initialized()
+
+
+def test_a_process_that_ends_early_ends_the_training_with_its_reason(tmp_path):
+    told = {"config": {"task": "intent", "model": {"kind": "no"}}, "data": "", "name": "", "workspace": str(tmp_path)}
+    wanted = r"all 2 processes must train.*model\.kind must be one of"
+    with pytest.raises(RankyardError, match=wanted), processes(2, told):
+        raise AssertionError("it must not begin")
+    assert not torch.distributed.is_initialized()
+
+
+@pytest.mark.parametrize("n_examples", [1, 2, 5])
+def test_every_example_of_a_batch_is_in_one_part_and_no_process_is_idle(n_examples):
+    chosen = np.arange(n_examples) + 10
+    parts = [Peers(rank, 3).part(chosen).tolist() for rank in range(3)]
+    assert [place for part in parts[:n_examples] for place in part] == chosen.tolist()
+    assert all(part == [10] for part in parts[n_examples:])
+
+
+def test_several_processes_need_their_engine():
+    with pytest.raises(ConfigError, match=r"n_processes above 1 needs training\.engine torchrun"):
+        order("encoder", None, n_processes=2)

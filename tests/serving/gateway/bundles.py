@@ -1,4 +1,4 @@
-"""A tiny joint bundle: intent and tags looked up word by word, so that every answer can be said by hand."""
+"""Tiny bundles that read sub-word tokens: what they answer is looked up word by word, and can be said by hand."""
 
 from pathlib import Path
 
@@ -7,8 +7,9 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 
-from models.manifest import Contents, Manifest, Signature, SubwordText, TensorSpec
+from models.manifest import Contents, Manifest, PairText, Signature, SubwordText, TensorSpec
 from models.model import open_model
+from models.ranking import RankRequest
 from models.session import OnnxSession
 from registry import bundle, golden
 from registry.bundle import MODEL, Bundle
@@ -17,6 +18,7 @@ from tests.bundles import tiny_bundle
 LABELS = ("product_search", "order_status")
 TAGS = ("O", "B-colour", "B-brand", "I-brand")
 WORDS = {"red": "B-colour", "new": "B-brand", "balance": "I-brand", "shoes": "O", "where": "O", "order": "O"}
+WORTH = {"red": 1.0, "new": 2.0, "balance": 4.0, "shoes": 8.0}
 _SURE = 8.0
 
 
@@ -51,13 +53,121 @@ def joint_bundle(directory: Path, max_windows: int = 1) -> Bundle:
         )
 
 
+def cross_bundle(directory: Path) -> Bundle:
+    """Seal a cross-encoder of 12 tokens: a pair's score is what its words are WORTH together."""
+    contents = Contents(
+        family="ranking",
+        pair_text=PairText(max_tokens=12),
+        signature=Signature(
+            layout="concat",
+            inputs=tuple(
+                TensorSpec(name=name, dtype="int64", shape=(-1, -1)) for name in ("input_ids", "attention_mask")
+            ),
+            outputs=(TensorSpec(name="score", dtype="float32", shape=(-1,)),),
+        ),
+    )
+    facts = tiny_bundle(directory / "facts", "ranking").manifest.model_dump()
+    with bundle.draft(directory) as draft:
+        vocabulary = _tokenizer(draft / "tokenizer.json")
+        onnx.save(_worth_graph(vocabulary), draft / MODEL)
+        model = open_model(draft, contents)
+        requests = [RankRequest(("a", "b"), "red shoes", ("new balance shoes", "")), RankRequest(("a",), "", ("red",))]
+        rows = [(request, model.encode(request)) for request in requests]
+        golden.write(draft, contents.signature, rows, {"float32": OnnxSession(draft / MODEL).run})
+        return bundle.seal(
+            draft, Manifest(**{**facts, **contents.model_dump(), "name": "cross", "files": {}}), directory
+        )
+
+
+def list_bundle(directory: Path) -> Bundle:
+    """Seal a ranker that reads the whole list: a score is a document's price less the mean price of its list."""
+    contents = Contents(
+        family="ranking",
+        features=("price",),
+        signature=Signature(
+            layout="rows",
+            inputs=(
+                TensorSpec(name="features", dtype="float32", shape=(-1, -1, 1)),
+                TensorSpec(name="mask", dtype="float32", shape=(-1, -1)),
+            ),
+            outputs=(TensorSpec(name="score", dtype="float32", shape=(-1, -1)),),
+        ),
+    )
+    facts = tiny_bundle(directory / "facts", "ranking").manifest.model_dump()
+    with bundle.draft(directory) as draft:
+        onnx.save(_mean_graph(), draft / MODEL)
+        model = open_model(draft, contents)
+        columns = {"price": np.array([1.0, 3.0, 8.0], dtype=np.float32)}
+        requests = [RankRequest(("a", "b", "c"), features=columns), RankRequest(("a",), query_features={"price": 2.0})]
+        rows = [(request, model.encode(request)) for request in requests]
+        golden.write(draft, contents.signature, rows, {"float32": OnnxSession(draft / MODEL).run})
+        return bundle.seal(
+            draft, Manifest(**{**facts, **contents.model_dump(), "name": "list", "files": {}}), directory
+        )
+
+
+def _mean_graph() -> onnx.ModelProto:
+    nodes = [
+        helper.make_node("Squeeze", ["features", "last"], ["price_BD"]),
+        helper.make_node("Mul", ["price_BD", "mask"], ["real_BD"]),
+        helper.make_node("ReduceSum", ["real_BD", "documents"], ["sum_B1"], keepdims=1),
+        helper.make_node("ReduceSum", ["mask", "documents"], ["n_B1"], keepdims=1),
+        helper.make_node("Div", ["sum_B1", "n_B1"], ["mean_B1"]),
+        helper.make_node("Sub", ["price_BD", "mean_B1"], ["score"]),
+    ]
+    graph = helper.make_graph(
+        nodes,
+        "list",
+        [
+            helper.make_tensor_value_info("features", TensorProto.FLOAT, ["b", "d", 1]),
+            helper.make_tensor_value_info("mask", TensorProto.FLOAT, ["b", "d"]),
+        ],
+        [helper.make_tensor_value_info("score", TensorProto.FLOAT, ["b", "d"])],
+        initializer=[
+            numpy_helper.from_array(np.array([2], dtype=np.int64), "last"),
+            numpy_helper.from_array(np.array([1], dtype=np.int64), "documents"),
+        ],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    onnx.checker.check_model(model)
+    return model
+
+
+def _worth_graph(vocabulary: dict[str, int]) -> onnx.ModelProto:
+    worth_V = np.zeros(len(vocabulary), dtype=np.float32)
+    for word, value in WORTH.items():
+        worth_V[vocabulary[word]] = value
+    nodes = [
+        helper.make_node("Gather", ["worth_V", "input_ids"], ["worth_NT"]),
+        helper.make_node("Cast", ["attention_mask"], ["mask_NT"], to=TensorProto.FLOAT),
+        helper.make_node("Mul", ["worth_NT", "mask_NT"], ["real_NT"]),
+        helper.make_node("ReduceSum", ["real_NT", "last"], ["score"], keepdims=0),
+    ]
+    graph = helper.make_graph(
+        nodes,
+        "cross",
+        [
+            helper.make_tensor_value_info(name, TensorProto.INT64, ["n", "t"])
+            for name in ("input_ids", "attention_mask")
+        ],
+        [helper.make_tensor_value_info("score", TensorProto.FLOAT, ["n"])],
+        initializer=[
+            numpy_helper.from_array(worth_V, "worth_V"),
+            numpy_helper.from_array(np.array([1], dtype=np.int64), "last"),
+        ],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    onnx.checker.check_model(model)
+    return model
+
+
 def _tokenizer(path: Path) -> dict[str, int]:
     vocabulary = {word: number for number, word in enumerate(("[UNK]", "[CLS]", "[SEP]", *WORDS))}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]"))
     tokenizer.normalizer = normalizers.Lowercase()
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
     tokenizer.post_processor = processors.TemplateProcessing(
-        single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 1), ("[SEP]", 2)]
+        single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B:1 [SEP]:1", special_tokens=[("[CLS]", 1), ("[SEP]", 2)]
     )
     tokenizer.save(str(path))
     return vocabulary

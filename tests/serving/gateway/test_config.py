@@ -9,6 +9,10 @@ def test_the_shipped_configuration_states_the_defaults():
     assert validate(GatewayConfig, read("gateway")) == GatewayConfig()
 
 
+def fused(**fuse):
+    return {"phases": [{"model": "a/1"}, {"model": "b/1", "fuse": fuse}]}
+
+
 @pytest.mark.parametrize(
     ("change", "says"),
     [
@@ -20,6 +24,11 @@ def test_the_shipped_configuration_states_the_defaults():
         ({"models": {"ranking": "a/1"}, "phases": [{"model": "b/1"}]}, "leave models.ranking out"),
         ({"phases": [{"model": "a/1", "budget_ms": 5}]}, "the first phase has no order to fall back to"),
         ({"phases": [{"model": "a/1"}, {"model": "b/1", "keep": 0}]}, r"phases\[1\].keep"),
+        ({"phases": [{"model": "a/1", "fuse": {"method": "reciprocal_rank"}}]}, "the first phase has none before it"),
+        (fused(method="linear", weights=[1.0]), r"phases\[1\].fuse must have 2 weights, one a phase so far, it has 1"),
+        (fused(method="linear", weights=[0, 0]), r"phases\[1\].fuse must have a weight above 0"),
+        (fused(method="linear", weights=[-1, 2]), r"phases\[1\].fuse.linear.weights\[0\]"),
+        (fused(method="reciprocal_rank", weights=[1, 1]), r"phases\[1\].fuse.reciprocal_rank.weights"),
         ({"runtime": {"kind": "torch"}}, "runtime.kind"),
     ],
 )

@@ -4,6 +4,7 @@ import asyncio
 import json
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +22,7 @@ from serving.gateway.telemetry import Telemetry
 from serving.runtime.onnx import OnnxRuntime
 from serving.runtime.protocol import ServedModel
 from tests.bundles import tiny_bundle
-from tests.serving.gateway.bundles import joint_bundle
+from tests.serving.gateway.bundles import cross_bundle, joint_bundle
 
 
 @pytest.fixture(scope="module")
@@ -33,6 +34,7 @@ def bundles(tmp_path_factory) -> dict:
         # Ranks by price, highest first, and also knows a feature that the other one does not.
         "price": tiny_bundle(directory, "ranking", features=("price", "margin"), weights=np.array([1.0, 0.0])),
         "joint": joint_bundle(directory),
+        "cross": cross_bundle(directory),
     }
 
 
@@ -257,6 +259,72 @@ def test_a_later_phase_that_overruns_its_budget_is_skipped_in_time(bundles):
     assert ids(answer) == ["a", "b"]
     assert answer.degraded is True
     assert seconds < 1
+
+
+def test_a_long_list_of_pairs_is_scored_in_blocks_of_like_length(bundles):
+    texts = tuple(" ".join(["shoes"] * (n % 5) + ["red"] * (n % 2)) for n in range(50))
+    asked = RankRequest(ids=tuple(map(str, range(50))), text="new", texts=texts)
+    runtime = FaultyRuntime()
+    answer = ask(config(), only(ServedModel("c", "1", bundles["cross"])), lambda plane: plane.rank(asked), runtime)
+    assert {one.id: one.score for one in answer.ranking} == {str(n): 2 + 8 * (n % 5) + n % 2 for n in range(50)}
+    assert len(runtime.asked) > 1
+
+
+def test_a_cross_encoder_behind_a_ranker_of_features_reads_texts_and_no_features(bundles):
+    settings = config(phases=[{"model": "cheap/1", "keep": 2}, {"model": "c/1", "budget_ms": 900}])
+    models = [ServedModel("cheap", "1", bundles["ranking"]), ServedModel("c", "1", bundles["cross"])]
+    roles = Roles(phases=tuple(zip(models, settings.phases, strict=True)))
+    prices = {"price": np.array([3, 1, 2], np.float32)}
+    asked = RankRequest(ids=("a", "b", "c"), text="red", texts=("shoes", "", "new shoes"), features=prices)
+    answer = ask(settings, roles, lambda plane: plane.rank(asked, explain=True))
+    assert [(one.id, one.score) for one in answer.ranking] == [("c", 11.0), ("b", 1.0)]
+    assert answer.explanations == {"c": {}, "b": {}}
+    without = ask(settings, roles, lambda plane: plane.rank(request(a=1, b=2)))
+    assert (ids(without), without.degraded) == (["a", "b"], True)
+    assert without.reason == "c/1 was skipped: every candidate must have a text for this model, got none"
+
+
+def test_a_query_too_long_for_a_cross_encoder_is_refused_and_a_title_is_cut(bundles):
+    roles = only(ServedModel("c", "1", bundles["cross"]))
+    cut = RankRequest(ids=("a",), text="red", texts=("shoes " * 40,))
+    # 12 tokens, of which [CLS], [SEP], [SEP] and the query take 4.
+    assert ask(config(), roles, lambda plane: plane.rank(cut)).ranking[0].score == 1 + 8 * 8
+    with pytest.raises(RankyardError, match="a query must have at most 8 tokens for this model"):
+        ask(config(), roles, lambda plane: plane.rank(replace(cut, text="red " * 9)))
+
+
+FUSED = [
+    # Scores -price / 100 and price of a=1, d=3, c=2, each of mean 0 once standardised: they cancel at equal weights.
+    ({"method": "linear", "weights": [1.0, 0.0]}, ["a", "c", "d"], [1.5**0.5, 0, -(1.5**0.5)]),
+    ({"method": "linear", "weights": [0.25, 0.75]}, ["d", "c", "a"], [0.5 * 1.5**0.5, 0, -0.5 * 1.5**0.5]),
+    ({"method": "reciprocal_rank", "k": 1}, ["a", "d", "c"], [1 / 2 + 1 / 4, 1 / 4 + 1 / 2, 1 / 3 + 1 / 3]),
+]
+
+
+@pytest.mark.parametrize(("fuse", "order", "scores"), FUSED)
+def test_a_phase_can_be_fused_with_those_before_it(bundles, fuse, order, scores):
+    answer = ask(*two_phases(bundles, fuse=fuse), lambda plane: plane.rank(request(a=1, b=9, d=3, c=2, e=8)))
+    assert ids(answer) == order
+    np.testing.assert_allclose([ranked.score for ranked in answer.ranking], scores, atol=1e-6)
+    assert [ranked.rank for ranked in answer.ranking] == [1, 2, 3]
+
+
+@pytest.mark.parametrize("broken", ["cheap/2", "dear/1"])
+def test_a_phase_that_was_skipped_takes_no_part_in_fusion(bundles, broken):
+    settings, roles = two_phases(bundles, fuse={"method": "reciprocal_rank"})
+    middle = ServedModel("cheap", "2", bundles["ranking"])
+    phases = [settings.phases[0].model_copy(update={"keep": None}), settings.phases[0], settings.phases[1]]
+    models = [roles.phases[0][0], middle, roles.phases[1][0]]
+
+    async def fault(ref: str) -> None:
+        if ref == broken:
+            raise UnavailableError("gone")
+
+    roles = Roles(phases=tuple(zip(models, phases, strict=True)))
+    answer = ask(settings, roles, lambda plane: plane.rank(request(a=1, b=2, c=3)), FaultyRuntime(fault))
+    expected = [-0.01, -0.02, -0.03] if broken == "dear/1" else [1 / 61 + 1 / 63, 1 / 63 + 1 / 61, 2 / 62]
+    assert (ids(answer), answer.degraded) == (["a", "b", "c"] if broken == "dear/1" else ["a", "c", "b"], True)
+    np.testing.assert_allclose([ranked.score for ranked in answer.ranking], expected, atol=1e-6)
 
 
 def test_a_first_phase_that_fails_is_an_error(bundles):

@@ -1,0 +1,1 @@
+"""How much a second phase adds to the first, and how the two are best joined."""
