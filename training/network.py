@@ -180,7 +180,8 @@ def fit_intent(
         label_sets += [(label,) for label in named]
     is_label_NC = indicators(label_sets, labels)
     if settings.cosine_scale is not None:
-        network.start_from(class_means(network, examples, is_label_NC, signature))
+        means_CH = class_means(network, examples, is_label_NC, signature)
+        network.start_from(means_CH, gives_several=drafted.contents.gives_several_labels)
 
     def score(outputs: list[Arrays]) -> Score:
         answered = zip(valid.texts, encoded["valid"], outputs, strict=True)

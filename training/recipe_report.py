@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
-import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
@@ -13,8 +13,8 @@ from registry.evaluation import Quantization, RecipeTrial, Report
 _DPI = 110
 _BLUE, _ORANGE, _GREY = "#2b6cb0", "#dd6b20", "#a0aec0"
 _AREA_PER_MB = 8.0
-_SHOWN_LOSS = 2.0
-"""Points of loss beyond which a recipe is drawn at the picture's upper edge: it is out in any case."""
+_BUDGETS_SHOWN, _LEAST_TOP = 3.0, 0.1
+"""A recipe that loses more than three budgets (and 0.1 points) is drawn at the upper edge: it is out in any case."""
 
 
 def table(report: Report) -> str:
@@ -60,44 +60,39 @@ def _legend(quantization: Quantization) -> Iterator[str]:
 
 
 def picture(report: Report) -> Figure | None:
-    """Loss against milliseconds of the largest batch on one core, size as area; None where nothing was timed."""
+    """Loss against milliseconds of the largest batch on one core, size as area; None where nothing was timed.
+
+    Points are numbered from the fastest on, and named beside the picture.
+    """
     quantization = report.quantization
     calls = [call for call in (quantization.float32_latency_ms if quantization else {}) if call.startswith("one_core")]
     if quantization is None or not calls:
         return None
     call = calls[-1]
-    figure = Figure(figsize=(8.5, 5), dpi=_DPI, layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = figure.subplots()
     points = [("float32", quantization.float32_latency_ms[call], 0.0, report.variants["float32"].size_bytes, _GREY)]
     for trial in quantization.trials:
         colour = _ORANGE if quantization.kept and trial.recipe == quantization.recipe else _BLUE
         points.append((trial.recipe, trial.latency_ms[call], trial.loss * 100, trial.size_bytes, colour))
-    places = []
-    for name, ms, loss, size_bytes, colour in points:
-        height = min(loss, _SHOWN_LOSS)
-        axes.scatter(ms, height, s=_AREA_PER_MB * size_bytes / 1e6, color=colour, alpha=0.55, edgecolors="white")
-        beyond = f" ({loss:+.1f})" if loss > _SHOWN_LOSS else ""
-        places.append((ms, height, f"{name}, {size_bytes / 1e6:.0f} MB{beyond}"))
+    points.sort(key=lambda point: point[1])
     budget = quantization.max_loss * 100
+    top = max(_BUDGETS_SHOWN * budget, _LEAST_TOP)
+
+    figure = Figure(figsize=(9.5, 5), dpi=_DPI, layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots()
+    for number, (name, ms, loss, size_bytes, colour) in enumerate(points, start=1):
+        label = f"{number}  {name}: {ms:.1f} ms, {loss:+.2f}, {size_bytes / 1e6:.0f} MB"
+        area = _AREA_PER_MB * size_bytes / 1e6
+        axes.scatter(ms, min(loss, top), s=area, color=colour, alpha=0.45, edgecolors="white", label=label)
+        axes.annotate(str(number), (ms, min(loss, top)), ha="center", va="center", fontsize=8)
     axes.axhline(budget, color=_ORANGE, linestyle="--", linewidth=1)
-    axes.annotate(f"budget {budget:g}", (0.995, budget), xycoords=("axes fraction", "data"), ha="right", va="bottom")
-    _label(axes, places)
-    axes.set(xlabel=f"milliseconds, {call.replace('_', ' ')}", ylabel=f"points of {quantization.measure} lost on valid")
-    axes.margins(x=0.12, y=0.18)
+    axes.annotate(f"budget {budget:g}", (0.99, budget), xycoords=("axes fraction", "data"), ha="right", va="bottom")
+    measure = quantization.measure or report.main_metric
+    axes.set(xlabel=f"milliseconds, {call.replace('_', ' ')}", ylabel=f"points of {measure} lost on valid")
+    axes.margins(x=0.1, y=0.15)
     axes.set_xlim(left=0)
     axes.grid(alpha=0.3)
+    legend: Any = axes.legend(loc="upper left", bbox_to_anchor=(1.01, 1.0), frameon=False, fontsize=8, labelspacing=0.9)
+    for handle in legend.legend_handles:
+        handle.set_sizes([20])
     return figure
-
-
-def _label(axes: object, places: list[tuple[float, float, str]]) -> None:
-    """Write each name beside its point; names of points that lie together are stacked."""
-    heights = np.array([height for _, height, _ in places])
-    spread = max(float(np.ptp(heights)), 1e-3)
-    n_below: dict[tuple[int, int], int] = {}
-    widest = max(ms for ms, _, _ in places)
-    for ms, height, text in sorted(places):
-        cell = (int(ms / widest * 5), round(height / spread * 6))
-        n_below[cell] = n_below.get(cell, 0) + 1
-        offset = (8, 6 + 11 * (n_below[cell] - 1))
-        axes.annotate(text, (ms, height), xytext=offset, textcoords="offset points", fontsize=8)  # type: ignore[attr-defined]

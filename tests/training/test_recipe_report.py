@@ -50,6 +50,8 @@ def test_the_picture_needs_timings(timed):
     if figure is not None:
         file = io.BytesIO()
         figure.savefig(file, format="png")
-        texts = [text.get_text() for text in figure.axes[0].texts]
-        assert "static_per_tensor, 23 MB (+40.0)" in texts
-        assert len(texts) == 5
+        names = [text.get_text() for text in figure.axes[0].get_legend().get_texts()]
+        assert [name.split()[1] for name in names] == ["static:", "by_token:", "static_per_tensor:", "float32:"]
+        assert names[2] == "3  static_per_tensor: 40.0 ms, +40.00, 23 MB"
+        highest = max(float(points.get_offsets()[0][1]) for points in figure.axes[0].collections)
+        assert highest == pytest.approx(0.9)  # three budgets of 0.3
