@@ -318,7 +318,7 @@ class RankingTraining(ClicksTraining):
 
 RankingLossName = Literal["pointwise", "listnet", "approx_ndcg", "neural_ndcg"]
 RankingLosses = dict[RankingLossName, PositiveFloat]
-_LISTWISE_LOSS: RankingLosses = {"approx_ndcg": 1.0}
+_LISTWISE_LOSS: RankingLosses = {"listnet": 1.0}
 _CROSS_ENCODER_LOSS: RankingLosses = {"pointwise": 1.0, "listnet": 0.3}
 
 
