@@ -123,6 +123,8 @@ def _train(options: argparse.Namespace) -> Answer:
 
     config = parse(read(options.config, options.set), options.task)
     order = line.Order(config, Path(options.data), options.name or options.task, resume=options.resume)
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1 and getattr(config.training, "engine", "") != "torchrun":
+        raise InputError(f"torchrun must start a training with training.engine torchrun, got {config.task} without it")
     if int(os.environ.get("RANK", "0")) > 0:  # torchrun's own variable: another process does what is to be done once
         line.follow(order, _tracking(options))
         return {}
