@@ -123,6 +123,8 @@ def _train(options: argparse.Namespace) -> Answer:
 
     config = parse(read(options.config, options.set), options.task)
     order = line.Order(config, Path(options.data), options.name or options.task, resume=options.resume)
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1 and getattr(config.training, "engine", "") != "torchrun":
+        raise InputError(f"torchrun must start a training with training.engine torchrun, got {config.task} without it")
     if int(os.environ.get("RANK", "0")) > 0:  # torchrun's own variable: another process does what is to be done once
         line.follow(order, _tracking(options))
         return {}
@@ -289,7 +291,7 @@ def _deploy(options: argparse.Namespace) -> Answer:
     from serving.triton.config import TritonSettings
     from serving.triton.repository import deploy
 
-    settings = TritonSettings(backend=options.backend)
+    settings = TritonSettings(backend=options.backend, variant=options.variant)
     deployed = deploy(
         _workspace(options).deployment, options.names, Path(options.repository), settings, options.triton_url
     )
@@ -472,6 +474,7 @@ def _parser() -> argparse.ArgumentParser:
         default="python",
         help="Triton's backend (default: python, which every server has; containers have onnxruntime too)",
     )
+    deploy.add_argument("--variant", choices=("float32", "int8", "fp16"), help="default: each bundle's own choice")
 
     triton = command("triton", _triton, "run a local Triton server, without a container")
     triton.add_argument("what", choices=("up", "down", "status"))

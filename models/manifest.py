@@ -117,7 +117,8 @@ class Contents(_Part):
     gazetteer: types of the terms in `gazetteer.json`, in the order of the bits of the input `gazetteer`.
     propensities: chance that a position is looked at, from position 1 on, by which clicks were weighed in training.
     scope: the decision on scope; None where only the label `oos`, if the model has it, says that.
-    gives_several_labels: each label is a question of its own, and a text may have any number of them.
+    gives_several_labels: each label is a question of its own, and a text may have any number of them. implied_labels:
+    of a label, those that go with it wherever it stands, such as the department of a product type.
     """
 
     family: FamilyName
@@ -133,6 +134,7 @@ class Contents(_Part):
     calibration: Calibration = Calibration()
     scope: Scope | None = None
     gives_several_labels: bool = False
+    implied_labels: dict[str, tuple[str, ...]] = {}
     encoder: EncoderOrigin | None = None
     propensities: tuple[float, ...] | None = None
 
@@ -151,7 +153,11 @@ class SplitDigest(_Part):
 
 
 class Manifest(Contents):
-    """All of `manifest.json`; `files` maps every other file of the bundle to its sha256."""
+    """All of `manifest.json`; `files` maps every other file of the bundle to its sha256.
+
+    int8_recipe: how `model.int8.onnx` was made, where there is one (`training.recipes`). fp16_tolerance: how far
+    another processor's answers of `model.fp16.onnx` may be from its golden ones, where there is one.
+    """
 
     format: int
     name: str
@@ -162,4 +168,11 @@ class Manifest(Contents):
     code_version: str
     teacher: TeacherOrigin | None = None
     tolerance: float
+    int8_recipe: str | None = None
+    fp16_tolerance: float | None = None
     files: dict[str, str]
+
+    def tolerance_of(self, variant: str) -> float:
+        """How far an output may be from its golden one."""
+        is_half = variant == "fp16" and self.fp16_tolerance is not None
+        return self.fp16_tolerance or self.tolerance if is_half else self.tolerance

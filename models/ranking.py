@@ -15,6 +15,8 @@ from models.manifest import Contents
 from models.pairs import PairEncoder, blocks
 
 _PAIRS_A_BLOCK = 16
+_MOST_ATTENDED = 2_000
+"""Documents of a list that all read each other: with four heads their weights take 64 MB."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +80,12 @@ class RankingModel:
             for name, place in self._computed.items():
                 matrix_DF[:, self._columns[name]] = pairs_DF[:, place]
         if self._has_mask:
+            if len(matrix_DF) > _MOST_ATTENDED:
+                raise InputError(
+                    f"a model that reads the whole list takes at most {_MOST_ATTENDED} candidates, got "
+                    f"{len(matrix_DF)}; let a phase before it keep fewer",
+                    field="candidates",
+                )
             return Encoded({"features": matrix_DF, "mask": np.ones(len(matrix_DF), dtype=np.float32)})
         return Encoded({"features": matrix_DF})
 

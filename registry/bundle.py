@@ -21,7 +21,8 @@ from registry.files import flush
 MANIFEST = "manifest.json"
 MODEL = "model.onnx"
 MODEL_INT8 = "model.int8.onnx"
-VARIANTS = {"float32": MODEL, "int8": MODEL_INT8}
+MODEL_FP16 = "model.fp16.onnx"
+VARIANTS = {"float32": MODEL, "int8": MODEL_INT8, "fp16": MODEL_FP16}
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +35,7 @@ class Bundle:
 
     @property
     def variant(self) -> str:
-        """The variant to serve: int8 where quantizing kept its loss budget, float32 otherwise."""
+        """The variant to serve: int8 where quantizing kept its loss budget, float32 otherwise; fp16 only when named."""
         return "int8" if MODEL_INT8 in self.manifest.files else "float32"
 
     def model_file(self, variant: str | None = None) -> Path:

@@ -15,7 +15,7 @@ from models.manifest import FamilyName
 
 EVALUATION = "evaluation.json"
 
-VariantName = Literal["float32", "int8"]
+VariantName = Literal["float32", "int8", "fp16"]
 
 
 class _Part(BaseModel):
@@ -75,18 +75,48 @@ class Parity(_Part):
         return self.largest_difference <= tolerance and self.n_changed_decisions <= max_changed_decisions
 
 
+class RecipeTrial(_Part):
+    """One way of quantizing, measured on valid.
+
+    loss: float32 minus this of the loss measure. losses: the same of every metric. error: root mean square of the
+    outputs' differences from float32, as a share of the outputs' spread. batch_effect: largest difference of an output
+    between a request alone and in a batch. latency_ms: milliseconds in ONNX Runtime by cores and size of the batch
+    (`one_core_batch_1`, `all_cores_batch_32`), all recipes in turns. spared: products that were treated otherwise.
+    """
+
+    recipe: str
+    size_bytes: int
+    loss: float
+    losses: dict[str, float]
+    error: float
+    batch_effect: float
+    latency_ms: dict[str, float] = {}
+    spared: tuple[str, ...] = ()
+
+
 class Quantization(_Part):
-    """What INT8 costs: `loss` is float32 minus int8 of the main metric on valid; `kept` while at most `max_loss`."""
+    """What INT8 costs: `loss` is float32 minus int8 of `measure` on valid; `kept` while at most `max_loss`.
+
+    measure: the main metric, or the mean of two where a model answers two questions (None: the main metric).
+    recipe: the one that is kept, or that lost least. trials: all that were measured. float32_latency_ms: as in a trial.
+    """
 
     loss: float
     max_loss: float
     kept: bool
     parity: Parity
     """INT8 against float32 on valid; for information, as INT8 is judged by its loss."""
+    measure: str | None = None
+    recipe: str = "by_token"
+    trials: tuple[RecipeTrial, ...] = ()
+    float32_latency_ms: dict[str, float] = {}
 
 
 class Report(_Part):
-    """All of `evaluation.json`. `parity` is of the float32 export against the library that trained it, on valid."""
+    """All of `evaluation.json`; latency is of the variants that a CPU serves.
+
+    parity: of the float32 export against the library that trained it, on valid.
+    """
 
     family: FamilyName
     main_metric: str
@@ -94,6 +124,8 @@ class Report(_Part):
     variants: dict[VariantName, Variant]
     parity: Parity
     quantization: Quantization | None = None
+    fp16: Parity | None = None
+    """FP16 against float32 on valid, on the CPU."""
 
     def save(self, directory: Path) -> None:
         """Write `evaluation.json` into a bundle's draft."""
@@ -113,6 +145,11 @@ class Report(_Part):
             raise BundleError(
                 f"{file} breaks the rule of `{where}`: {first['msg']}; train again", field=where
             ) from error
+
+    @property
+    def int8_recipe(self) -> str | None:
+        """How the bundle's INT8 was made; None where it has none."""
+        return self.quantization.recipe if self.quantization is not None and self.quantization.kept else None
 
     @property
     def served(self) -> Variant:

@@ -60,7 +60,7 @@ class ParityGate(Config):
 
 
 class Int8Gate(Config):
-    """What INT8 may cost where it is served: float32 minus int8 of the main metric."""
+    """What INT8 may cost where it is served: float32 minus int8 of the measure by which its recipe was chosen."""
 
     max_loss: NonNegativeFloat = 0.005
 
@@ -244,7 +244,8 @@ def _int8(config: Int8Gate, report: Report) -> Gate:
     if report.served_variant != "int8" or report.quantization is None:
         return Gate("int8_loss", None, config.max_loss, True, "served as float32")
     loss = report.quantization.loss
-    detail = f"INT8 costs {loss:+.4f} of {report.main_metric}, at most {config.max_loss:.4f}"
+    measure = report.quantization.measure or report.main_metric
+    detail = f"INT8 costs {loss:+.4f} of {measure}, at most {config.max_loss:.4f}"
     return Gate("int8_loss", loss, config.max_loss, loss <= config.max_loss, detail)
 
 

@@ -70,7 +70,7 @@ def read(bundle: Bundle) -> tuple[GoldenRow, ...]:
 
 
 def check(bundle: Bundle, variant: str, run: Run) -> None:
-    """Prove that `run` answers every golden row as `variant` did, no output further off than `manifest.tolerance`.
+    """Prove that `run` answers every golden row as `variant` did, no output further off than the manifest tolerates.
 
     ParityError names the row, the output and the largest difference.
     """
@@ -79,7 +79,7 @@ def check(bundle: Bundle, variant: str, run: Run) -> None:
         if variant not in row.outputs:
             raise BundleError(f"{where} must have outputs of the variant {variant}, it has {sorted(row.outputs)}")
         found = _alone(row.encoded, bundle.manifest.signature, run)
-        _compare(where, "output", row.outputs[variant], found, bundle.manifest.tolerance)
+        _compare(where, "output", row.outputs[variant], found, bundle.manifest.tolerance_of(variant))
 
 
 def check_encoding(bundle: Bundle, encode: Callable[[Any], Encoded]) -> None:

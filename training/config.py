@@ -18,6 +18,7 @@ from pydantic import (
 from models.config import Config, validate
 from models.errors import ConfigError
 from models.manifest import ScopeScore
+from training.recipes import RecipeName
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
 
@@ -44,11 +45,24 @@ class ExportConfig(Config):
 
 
 class QuantizeConfig(Config):
-    """Dynamic INT8, kept only within its loss budget."""
+    """INT8 by the best of some recipes, kept only within its loss budget."""
 
     enabled: bool = True
     max_loss: Fraction = 0.003
-    """Largest drop of the family's main metric on valid, as a fraction (0.003: 0.3 points)."""
+    """Largest drop on valid of the main metric, or of its mean with intent_accuracy where joint (0.003: 0.3 points)."""
+    recipes: Literal["default", "all"] | tuple[RecipeName, ...] = "default"
+    """`default`: the first of a short list that is within the budget; otherwise the best of those named, or of all."""
+    objective: Literal["latency", "size"] = "latency"
+    """What makes a recipe within the budget the best."""
+    fp16: bool = False
+    """Write `model.fp16.onnx` for GPUs too, kept within the same budget; served where `fp16` is asked for by name."""
+
+    @field_validator("recipes")
+    @classmethod
+    def _names_some(cls, recipes: str | tuple[RecipeName, ...]) -> str | tuple[RecipeName, ...]:
+        if not isinstance(recipes, str) and not 0 < len(set(recipes)) == len(recipes):
+            raise ValueError("must be default, all, or one or more different recipes; set enabled: false for no INT8")
+        return recipes
 
 
 class EvaluateConfig(Config):
@@ -278,8 +292,8 @@ class RankingTraining(ClicksTraining):
     pairs_per_document: PositiveInt = 8
     """LambdaMART pairs sampled for each document."""
     pair_method: Literal["topk", "mean"] = "topk"
-    patience: PositiveInt = 50
-    """Trees without a better valid NDCG@10 before training stops."""
+    patience: PositiveInt | None = 50
+    """Steps without a better valid NDCG@10 before training stops, and the best number is kept; None: all are kept."""
     n_threads: int = Field(default=0, ge=0)
     """0: all cores."""
     trees_per_step: PositiveInt = 1
@@ -304,7 +318,7 @@ class RankingTraining(ClicksTraining):
 
 RankingLossName = Literal["pointwise", "listnet", "approx_ndcg", "neural_ndcg"]
 RankingLosses = dict[RankingLossName, PositiveFloat]
-_LISTWISE_LOSS: RankingLosses = {"approx_ndcg": 1.0}
+_LISTWISE_LOSS: RankingLosses = {"listnet": 1.0}
 _CROSS_ENCODER_LOSS: RankingLosses = {"pointwise": 1.0, "listnet": 0.3}
 
 

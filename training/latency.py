@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import cycle, islice
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from models.batch import collate, split
-from models.manifest import Contents
+from models.batch import Arrays, Encoded, collate, split
+from models.manifest import Contents, Signature
 from models.model import Model
 from models.ranking import RankRequest
+from models.session import OnnxSession
 from registry.evaluation import Latency
 from training.data.splits import RankingRows
 from training.evaluate import AnyRows, Run
@@ -21,6 +23,8 @@ from training.evaluate import AnyRows, Run
 BATCH_SIZES = (1, 8, 32)
 LIST_SIZES = (10, 100, 1000)
 
+_ROUND_S = 0.05
+_N_ROUNDS = 9
 _N_CALLS = 200
 _BUDGET_S = 1.2  # for each size: below 5 s in all
 _POOL = 512
@@ -42,6 +46,49 @@ def latency(model: Model, contents: Contents, run: Run, rows: AnyRows, *, seed: 
     drawn = generator.choice(len(rows), size=min(len(rows), _POOL), replace=False)
     requests = rows.take(drawn).requests()
     return {f"batch_{size}": _time(model, contents, run, requests, size) for size in BATCH_SIZES}
+
+
+def side_by_side(
+    files: Mapping[str, Path], encoded: Sequence[Encoded], signature: Signature
+) -> dict[str, dict[str, float]]:
+    """Milliseconds in ONNX Runtime of several models on the same batches: name -> `CORES_batch_SIZE` -> median.
+
+    Timed are 1, 8 and 32 requests of median length (lists, which are batches already: 1) on one core, in time of the
+    processor, which other programs do not lengthen, and the largest batch on all cores. The models take turns, so that
+    what slows the machine slows all of them.
+    """
+    by_length = sorted(encoded, key=lambda one: one.length)
+    if not by_length:
+        return {}
+    middle = len(by_length) // 2
+    sizes = BATCH_SIZES if signature.layout == "rows" else (1,)
+    figures: dict[str, dict[str, float]] = {name: {} for name in files}
+    for cores, n_threads in (("one_core", 1), ("all_cores", 0)):
+        runs = {name: OnnxSession(path, n_threads=n_threads).run for name, path in files.items()}
+        for size in sizes if n_threads else sizes[-1:]:
+            first = max(0, min(middle - size // 2, len(by_length) - size))
+            batch = collate(list(islice(cycle(by_length[first:]), size)), signature)
+            for name, times_s in _in_turns(runs, batch, time.thread_time if n_threads else time.perf_counter).items():
+                figures[name][f"{cores}_batch_{size}"] = float(np.median(times_s) * 1e3)
+    return figures
+
+
+def _in_turns(runs: Mapping[str, Run], batch: Arrays, clock: Callable[[], float]) -> dict[str, list[float]]:
+    """Seconds of a call, round by round; a round has as many calls as the fastest model makes in 50 ms."""
+    n_calls = 1
+    for warm in runs.values():
+        begin = clock()
+        warm(batch)
+        warm(batch)
+        n_calls = max(n_calls, min(20, int(_ROUND_S / (clock() - begin) * 2)))
+    times_s: dict[str, list[float]] = {name: [] for name in runs}
+    for _ in range(_N_ROUNDS):
+        for name, run in runs.items():
+            begin = clock()
+            for _ in range(n_calls):
+                run(batch)
+            times_s[name].append((clock() - begin) / n_calls)
+    return times_s
 
 
 def _time(model: Model, contents: Contents, run: Run, requests: Sequence[Any], batch_size: int) -> Latency:

@@ -22,6 +22,7 @@ from registry.bundle import Bundle, draft, seal
 from registry.evaluation import Report
 from registry.references import check_name
 from registry.tracking import FINGERPRINT, Tracking
+from training import recipe_report
 from training.checks.report import PAGE, report_on
 from training.config import TrainConfig, parse
 from training.data.splits import Splits
@@ -29,7 +30,7 @@ from training.data.unlabelled import read_unlabelled
 from training.evaluate import evaluate
 from training.fit import Checkpoint, Fitted, Recorder
 from training.pictures import latency_bars, pictures, propensity_curve
-from training.proof import Proof
+from training.proof import FP16_MARGIN, Proof
 
 
 def family_of(task: FamilyName) -> Any:
@@ -82,9 +83,9 @@ def run(order: Order, tracking: Tracking, terminal: Recorder) -> Trained:
     """Train and register. Nothing is registered, and no bundle stays, unless every step before held."""
     started = time.perf_counter()
     check_name(order.name)
-    family, splits = family_of(order.config.task), _read(order)
-    config, teacher = _with_teacher(order.config, tracking)
-    found = report_on(splits, config)
+    family, splits = family_of(order.config.task), read(order)
+    config, teacher = with_teacher(order.config, tracking)
+    found = report_on(splits, order.config)
     for sentence in found.said(f"{PAGE} of the run"):
         terminal.say(sentence)
     digests = _digests(splits)
@@ -123,6 +124,8 @@ def run(order: Order, tracking: Tracking, terminal: Recorder) -> Trained:
                 code_version=metadata.version("rankyard"),
                 teacher=teacher,
                 tolerance=_GOLDEN_TOLERANCE,
+                int8_recipe=report.int8_recipe,
+                fp16_tolerance=None if report.fp16 is None else FP16_MARGIN * report.fp16.largest_difference,
                 files={},
             )
             bundle = seal(directory, manifest, tracking.workspace.bundles)
@@ -132,6 +135,10 @@ def run(order: Order, tracking: Tracking, terminal: Recorder) -> Trained:
         record.figure(latency_bars({name: variant.latency for name, variant in report.variants.items()}), "latency")
         if contents.propensities is not None:
             record.figure(propensity_curve(contents.propensities), "propensities")
+        if recipes := recipe_report.table(report):
+            record.text(recipes, "int8_recipes.md")
+        if (drawn := recipe_report.picture(report)) is not None:
+            record.figure(drawn, "int8_recipes")
         version = tracking.register(bundle, record)
         trained = Trained(order.name, version, record.id, bundle, report, time.perf_counter() - started)
         record.describe(trained.summary())
@@ -140,13 +147,14 @@ def run(order: Order, tracking: Tracking, terminal: Recorder) -> Trained:
 
 def follow(order: Order, tracking: Tracking) -> None:
     """Train beside the process that runs the line, as `training.processes` has it; record and keep nothing."""
-    splits = _read(order)
-    config, _ = _with_teacher(order.config, tracking)
+    splits = read(order)
+    config, _ = with_teacher(order.config, tracking)
     with tempfile.TemporaryDirectory() as nowhere, _engine(order, config, tracking):
         family_of(config.task).fit(config, splits, _Told(), Checkpoint(Path(nowhere), ""))
 
 
-def _read(order: Order) -> Splits[Any]:
+def read(order: Order) -> Splits[Any]:
+    """Read the rows of every split, and the unlabelled texts that a student's configuration names."""
     splits: Splits[Any] = family_of(order.config.task).read(order.data, order.config)
     if (unlabelled := getattr(order.config, "unlabelled", None)) is not None:
         splits = replace(splits, unlabelled=read_unlabelled(order.data / unlabelled))
@@ -209,7 +217,7 @@ class _Told:
             recorder.say(sentence)
 
 
-def _with_teacher(config: TrainConfig, tracking: Tracking) -> tuple[TrainConfig, TeacherOrigin | None]:
+def with_teacher(config: TrainConfig, tracking: Tracking) -> tuple[TrainConfig, TeacherOrigin | None]:
     """Fetch the teacher that a student's configuration names: its REF becomes the directory of its bundle."""
     ref = getattr(config, "teacher", None)
     if ref is None:

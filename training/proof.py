@@ -15,18 +15,23 @@ from models.metrics import MAIN_METRIC
 from models.model import Model, open_model
 from models.session import OnnxSession
 from registry import golden
-from registry.bundle import MODEL, MODEL_INT8, VARIANTS
+from registry.bundle import MODEL, MODEL_FP16, MODEL_INT8, VARIANTS
 from registry.evaluation import Parity, Quantization, Report, Variant, VariantName
 from training.config import QuantizeConfig, TrainConfig
 from training.data.splits import RankingRows, Splits
 from training.evaluate import Answered, AnyRows, Evaluation, answer, judge
 from training.fit import Fitted, Recorder
+from training.half import to_fp16
 from training.latency import latency
 from training.parity import compare
-from training.quantize import quantize
+from training.quantize import Source, choose, loss_measures
 from training.slices import times_asked
 
+FP16_MARGIN = 4
+"""How many times the difference of FP16 from float32 another processor's FP16 may be off: it rounds elsewhere."""
+
 _N_GOLDEN = 8
+_FEWEST_RESAMPLES = 1  # where only the metrics count, not their intervals
 
 
 class Proof:
@@ -62,9 +67,14 @@ class Proof:
         quantization = None
         settings: QuantizeConfig | None = getattr(self._config, "quantize", None)
         if settings is not None and settings.enabled:
-            quantization, evaluations["int8"] = self._quantize(settings, valid, evaluations["float32"]["valid"])
-            if not quantization.kept:
-                del evaluations["int8"]
+            quantization, its = self._quantize(settings, valid)
+            if its is not None:
+                evaluations["int8"] = its
+        fp16 = None
+        if settings is not None and settings.fp16:
+            fp16, its = self._halve(settings, valid)
+            if its is not None:
+                evaluations["fp16"] = its
         served: VariantName = "int8" if "int8" in evaluations else "float32"
         report = Report(
             family=self._contents.family,
@@ -73,6 +83,7 @@ class Proof:
             variants={name: self._variant(name, its) for name, its in evaluations.items()},
             parity=parity,
             quantization=quantization,
+            fp16=fp16,
         )
         report.save(self._directory)
         list(evaluations[served].values())[-1].predictions.save(self._directory)
@@ -112,29 +123,70 @@ class Proof:
         return parity
 
     def _quantize(
-        self, settings: QuantizeConfig, float32: list[Answered], reference: Evaluation
-    ) -> tuple[Quantization, dict[str, Evaluation]]:
-        """Make INT8 and weigh its loss on valid; beyond the budget its file is removed, and said so."""
-        quantize(self._directory / MODEL, self._directory / MODEL_INT8)
-        valid = self._answer("int8", self._splits.valid)
-        evaluations = self._evaluate("int8", valid)
-        before, after = (one.quality.metrics[self._main_metric] for one in (reference, evaluations["valid"]))
-        kept = before - after <= settings.max_loss
-        parity = compare(
+        self, settings: QuantizeConfig, float32: list[Answered]
+    ) -> tuple[Quantization, dict[str, Evaluation] | None]:
+        """Choose a recipe for INT8 by its loss on valid; where none is within the budget there is no file, and said so.
+
+        The evaluations are those of the file, None without one.
+        """
+        chosen = choose(
+            Source(
+                path=self._directory / MODEL,
+                model=self._model,
+                contents=self._contents,
+                train=self._splits.train.requests(),
+                valid=self._splits.valid.requests(),
+                answered=float32,
+                metrics=self._metrics,
+            ),
+            self._directory / MODEL_INT8,
+            settings,
+            self._recorder,
+            is_timed=self._is_timed,
+        )
+        if not chosen.is_kept:
+            self._recorder.say(
+                f"INT8 loses {chosen.trial.loss:.4f} of {chosen.measure} on valid, above its budget of "
+                f"{settings.max_loss:g}: float32 is served"
+            )
+        quantization = Quantization(
+            loss=chosen.trial.loss,
+            max_loss=settings.max_loss,
+            kept=chosen.is_kept,
+            parity=self._compare(float32, chosen.answered),
+            measure=chosen.measure,
+            recipe=chosen.trial.recipe,
+            trials=chosen.trials,
+            float32_latency_ms=dict(chosen.float32_latency_ms),
+        )
+        return quantization, self._evaluate("int8", chosen.answered) if chosen.is_kept else None
+
+    def _halve(
+        self, settings: QuantizeConfig, float32: list[Answered]
+    ) -> tuple[Parity | None, dict[str, Evaluation] | None]:
+        """Write FP16 and weigh its loss on valid as INT8's; beyond the budget its file is removed, and said so."""
+        to_fp16(self._directory / MODEL, self._directory / MODEL_FP16)
+        valid = self._answer("fp16", self._splits.valid)
+        before, after = self._metrics(float32), self._metrics(valid)
+        loss = float(np.mean([before[name] - after[name] for name in loss_measures(self._contents, before)]))
+        if not loss <= settings.max_loss:
+            (self._directory / MODEL_FP16).unlink()
+            self._recorder.say(f"FP16 loses {loss:.4f} on valid, above its budget of {settings.max_loss:g}: left out")
+            return None, None
+        return self._compare(float32, valid), self._evaluate("fp16", valid)
+
+    def _compare(self, float32: Sequence[Answered], answered: Sequence[Answered]) -> Parity:
+        return compare(
             self._model,
             self._contents,
             self._splits.valid.requests(),
             [one.outputs for one in float32],
-            valid,
+            answered,
             tolerance=self._config.export.tolerance,
         )
-        if not kept:
-            (self._directory / MODEL_INT8).unlink()
-            self._recorder.say(
-                f"INT8 loses {before - after:.4f} of {self._main_metric} on valid, above its budget of "
-                f"{settings.max_loss:g}: float32 is served"
-            )
-        return Quantization(loss=before - after, max_loss=settings.max_loss, kept=kept, parity=parity), evaluations
+
+    def _metrics(self, valid: Sequence[Answered]) -> Mapping[str, float]:
+        return self._judge(self._splits.valid, valid, n_resamples=_FEWEST_RESAMPLES).quality.metrics
 
     def _write_golden(self, valid: Sequence[Answered]) -> None:
         """Write golden.json: the shortest, the longest and some other valid examples, through every variant."""
@@ -148,21 +200,25 @@ class Proof:
         }
         golden.write(self._directory, self._contents.signature, [by_length[i] for i in chosen], sessions)
 
-    def _evaluate(self, variant: VariantName, valid: list[Answered]) -> dict[str, Evaluation]:
+    def _evaluate(self, variant: VariantName, valid: Sequence[Answered]) -> dict[str, Evaluation]:
         evaluations: dict[str, Evaluation] = {}
         for split, rows in self._rows.items():
             self._recorder.progress(f"evaluate {variant}", len(evaluations), len(self._rows))
-            evaluations[split] = judge(
-                self._model,
-                self._contents,
-                rows,
-                valid if split == "valid" else self._answer(variant, rows),
-                config=self._config.evaluate,
-                seed=self._config.training.seed,
-                train_counts=self._train_counts,
-            )
+            answered = valid if split == "valid" else self._answer(variant, rows)
+            evaluations[split] = self._judge(rows, answered, n_resamples=self._config.evaluate.n_resamples)
         self._recorder.progress(f"evaluate {variant}", len(self._rows), len(self._rows))
         return evaluations
+
+    def _judge(self, rows: AnyRows, answered: Sequence[Answered], *, n_resamples: int) -> Evaluation:
+        return judge(
+            self._model,
+            self._contents,
+            rows,
+            answered,
+            config=self._config.evaluate.model_copy(update={"n_resamples": n_resamples}),
+            seed=self._config.training.seed,
+            train_counts=self._train_counts,
+        )
 
     def _variant(self, name: VariantName, evaluations: Mapping[str, Evaluation]) -> Variant:
         return Variant(
@@ -174,7 +230,7 @@ class Proof:
                 list(self._rows.values())[-1],
                 seed=self._config.training.seed,
             )
-            if self._is_timed
+            if self._is_timed and name != "fp16"
             else {},
             size_bytes=(self._directory / VARIANTS[name]).stat().st_size,
         )

@@ -1,194 +1,254 @@
-"""From `model.onnx` to `model.int8.onnx`: weights as 8-bit integers, activations quantized row by row as they come.
-
-ONNX Runtime's own dynamic quantization takes one range for a whole batch, so that an answer depends on its neighbours
-and on padding: MiniLM-L6's tag logits of size 1.0 move by 0.29 when texts are batched. Here every row of activations
-(a token) has its own scale, max |x| / 127, and a text is answered alone as in any batch (1e-7). Measured with random
-heads on MiniLM-L6 against ONNX Runtime's, one AVX2 thread of a busy machine: root mean square error of the tag logits
-0.024 instead of 0.039; 1.07x to 1.23x of its time for 1, 8 and 32 texts of 12 tokens and 8 of 40 (float32: 1.8x to 4x);
-23 MB of 91 MB, as before.
-
-Shapes: R rows of activations, K inputs and N outputs of one product, V rows of an embedding table.
-"""
+"""The choice of an INT8 recipe by proof: each is made, answers the valid rows, and is kept only within its budget."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import onnx
-from numpy.typing import ArrayLike, NDArray
-from onnx import TensorProto, helper, numpy_helper
+from numpy.typing import NDArray
 
-_CONTRIB = "com.microsoft"
-_WEIGHT_LEVELS = 63  # 7 bits: AVX2 adds two products in 16 bits, and 2 x 255 x 63 just fits
-_ROW_LEVELS = 127
-_ROW_ZERO_POINT = 128
-_TABLE_LEVELS = 127
-_MIN_TABLE_SIZE = 50_000  # a smaller table is not worth three more operators
+from models.batch import Arrays, Encoded, collate, split
+from models.manifest import Contents, Signature
+from models.metrics import MAIN_METRIC
+from models.model import Model
+from models.session import OnnxSession
+from registry.evaluation import RecipeTrial
+from training.calibration import Range, ranges
+from training.config import QuantizeConfig
+from training.data.splits import Request
+from training.evaluate import Answered, answer
+from training.fit import Recorder
+from training.latency import side_by_side
+from training.quantizer import products, quantize
+from training.recipes import LADDERS, RECIPES, Recipe, RecipeName
+
+FLOAT32 = "float32"
+
+_SEED = 0
+_N_PROBED = 64
+_N_JOINED = 8
+_TOLERANCE = 1e-4
+_ALIKE = 1.03
+_SPARED_ERROR = 0.5
+_MAX_SPARED = 0.25
+
+Metrics = Callable[[Sequence[Answered]], Mapping[str, float]]
+"""Judges the answers to the valid rows: metric -> value."""
 
 
-def quantize(float32_path: Path, int8_path: Path) -> None:
-    """Write the INT8 variant of a network of opset 13 or later.
+@dataclass(frozen=True)
+class Source:
+    """A float32 network to quantize: its file, how it is asked, some training requests, and its valid answers."""
 
-    Quantized are: MatMul and Gemm by constant matrices, the projections of ONNX Runtime's Attention (with a mask of
-    [batch, length] or of lengths), and large embedding tables (Gather). All else stays, inputs and outputs included.
+    path: Path
+    model: Model
+    contents: Contents
+    train: Sequence[Request]
+    valid: Sequence[Request]
+    answered: Sequence[Answered]
+    metrics: Metrics
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """The recipe that is kept (or, beyond the budget, that loses least), its valid answers, and all that were tried."""
+
+    trial: RecipeTrial
+    answered: Sequence[Answered]
+    is_kept: bool
+    measure: str
+    trials: tuple[RecipeTrial, ...]
+    float32_latency_ms: Mapping[str, float]
+
+
+def choose(
+    source: Source, target: Path, settings: QuantizeConfig, recorder: Recorder, *, is_timed: bool = True
+) -> Chosen:
+    """Quantize by the recipes of `settings` and write the best one within the budget to `target`.
+
+    With `recipes: default` the first recipe within the budget is the best, and the others are not tried. Otherwise it
+    is the fastest on one core or the smallest; a recipe whose answers depend on the batch counts only where it is
+    named. Nothing is written where none is within the budget. is_timed: time the default too.
     """
-    model = onnx.load(str(float32_path))
-    _Rewriter(model).rewrite()
-    onnx.save_model(model, str(int8_path))
-
-
-class _Rewriter:
-    """One graph while it is rewritten; what it adds is named `int8/...`."""
-
-    def __init__(self, model: onnx.ModelProto) -> None:
-        self._model = model
-        self._constants = {tensor.name: tensor for tensor in model.graph.initializer}
-        self._nodes: list[onnx.NodeProto] = []
-        self._rows: dict[str, tuple[str, str]] = {}
-
-    def rewrite(self) -> None:
-        graph = self._model.graph
-        rules = {"MatMul": self._matmul, "Gemm": self._gemm, "Attention": self._attention, "Gather": self._table}
-        for node in graph.node:
-            rule = rules.get(node.op_type)
-            if rule is None or not rule(node):
-                self._nodes.append(node)
-        used = _names_read(self._nodes) | {output.name for output in graph.output}
-        del graph.node[:], graph.initializer[:], graph.value_info[:]
-        graph.node.extend(self._nodes)
-        graph.initializer.extend(tensor for name, tensor in self._constants.items() if name in used)
-        if _CONTRIB not in {opset.domain for opset in self._model.opset_import}:
-            self._model.opset_import.append(helper.make_opsetid(_CONTRIB, 1))
-
-    def _matmul(self, node: onnx.NodeProto) -> bool:
-        weights_KN = self._matrix(node.input[1])
-        if weights_KN is None:
-            return False
-        self._product(node.input[0], weights_KN, node.input[1], node.output[0])
-        return True
-
-    def _gemm(self, node: onnx.NodeProto) -> bool:
-        weights = self._matrix(node.input[1])
-        attributes = {"alpha": 1.0, "beta": 1.0, "transA": 0, "transB": 0, **_attributes(node)}
-        is_transposed = attributes.pop("transB")
-        if weights is None or attributes != {"alpha": 1.0, "beta": 1.0, "transA": 0}:
-            return False
-        name = f"{node.input[1]}/transposed" if is_transposed else node.input[1]
-        has_bias = len(node.input) > 2 and bool(node.input[2])
-        product = f"int8/{node.output[0]}/product" if has_bias else node.output[0]
-        self._product(node.input[0], weights.T if is_transposed else weights, name, product)
-        if has_bias:
-            self._add("Add", [product, node.input[2]], node.output[0])
-        return True
-
-    def _attention(self, node: onnx.NodeProto) -> bool:
-        """Three products of the same rows, then the attention of given queries, keys and values."""
-        weights = self._matrix(node.input[1])
-        attributes = _attributes(node)
-        known = {"num_heads", "scale", "mask_filter_value"}
-        if weights is None or node.domain != _CONTRIB or set(attributes) - known or any(node.input[4:]):
-            return False
-        parts = []
-        for part, weights_KN in zip(("query", "key", "value"), np.split(weights, 3, axis=1), strict=True):
-            parts.append(f"int8/{node.output[0]}/{part}")
-            self._product(node.input[0], weights_KN, f"{node.input[1]}/{part}", parts[-1])
-        inputs = [*parts, *node.input[2:4]]
-        self._add("MultiHeadAttention", inputs, node.output[0], domain=_CONTRIB, **attributes)
-        return True
-
-    def _table(self, node: onnx.NodeProto) -> bool:
-        """Rows of 8-bit levels, each with its scale; only the rows that are read become floats."""
-        name, indices = node.input
-        table_VK = self._matrix(name)
-        if table_VK is None or table_VK.size < _MIN_TABLE_SIZE or _attributes(node).get("axis"):
-            return False
-        levels_VK, scales_V1 = _levels(table_VK, axis=1, n_levels=_TABLE_LEVELS)
-        output = node.output[0]
-        picked = self._add("Gather", [self._constant(f"{name}/table", levels_VK), indices], f"int8/{output}/levels")
-        scales = self._add("Gather", [self._constant(f"{name}/scales", scales_V1), indices], f"int8/{output}/scales")
-        floats = self._add("Cast", [picked], f"int8/{output}/floats", to=TensorProto.FLOAT)
-        self._add("Mul", [floats, scales], output)
-        return True
-
-    def _product(self, activations: str, weights_KN: NDArray[np.float32], name: str, output: str) -> None:
-        """Integer product of quantized rows and columns, times the scale of each column and each row."""
-        rows, row_scales = self._quantized(activations, len(weights_KN))
-        levels_KN, scales_1N = _levels(weights_KN, axis=0, n_levels=_WEIGHT_LEVELS)
-        inputs = [
-            rows,
-            self._constant(f"{name}/columns", levels_KN),
-            self._constant("one", np.float32(1)),
-            self._constant(f"{name}/column_scales", scales_1N.reshape(-1)),
-            self._constant("zero_point", np.uint8(_ROW_ZERO_POINT)),
+    is_ladder = settings.recipes == "default"
+    with tempfile.TemporaryDirectory(prefix="rankyard-quantize-") as directory:
+        sweep = _Sweep(source, Path(directory), settings, recorder)
+        for name in LADDERS[settings.objective] if is_ladder else _named(settings):
+            if sweep.attempt(name) and is_ladder:
+                break
+        latency_ms = sweep.latency_ms() if is_timed or not is_ladder else {}
+        trials = [
+            one.model_copy(update={"latency_ms": latency_ms.get(one.recipe, {})}) for one in sweep.trials.values()
         ]
-        product = self._add("MatMulIntegerToFloat", inputs, f"int8/{output}/unscaled", domain=_CONTRIB)
-        self._add("Mul", [product, row_scales], output)
-
-    def _quantized(self, name: str, n_inputs: int) -> tuple[str, str]:
-        """Names of the activations as uint8 [..., K] and of their scales [..., 1]; made once for all who read them.
-
-        A row of zeros has scale 0: its levels mean nothing, and every product of it is 0, as it should be.
-        """
-        if name in self._rows:
-            return self._rows[name]
-        new = f"int8/{name}"
-        last = self._constant("last", np.array([-1]))
-        flat = self._constant(f"rows_of_{n_inputs}", np.array([-1, n_inputs]))
-        zero_point = numpy_helper.from_array(np.array([_ROW_ZERO_POINT], dtype=np.uint8))
-        magnitudes = self._add("Abs", [name], f"{new}/magnitudes")
-        largest = self._reduce_max(magnitudes, last, f"{new}/largest")
-        scales = self._add("Mul", [largest, self._constant("step", np.float32(1 / _ROW_LEVELS))], f"{new}/scales")
-        scales_R = self._add("Reshape", [scales, last], f"{new}/scales_flat")
-        n_rows = self._add("Shape", [scales_R], f"{new}/n_rows")
-        zeros_R = self._add("ConstantOfShape", [n_rows], f"{new}/zero_points", value=zero_point)
-        matrix_RK = self._add("Reshape", [name, flat], f"{new}/flat")
-        levels_RK = self._add("QuantizeLinear", [matrix_RK, scales_R, zeros_R], f"{new}/levels_flat", axis=0)
-        shape = self._add("Shape", [name], f"{new}/shape")
-        self._rows[name] = self._add("Reshape", [levels_RK, shape], f"{new}/levels"), scales
-        return self._rows[name]
-
-    def _reduce_max(self, name: str, last: str, output: str) -> str:
-        opset = next(opset.version for opset in self._model.opset_import if opset.domain in ("", "ai.onnx"))
-        if opset < 18:
-            return self._add("ReduceMax", [name], output, axes=[-1], keepdims=1)
-        return self._add("ReduceMax", [name, last], output, keepdims=1)
-
-    def _matrix(self, name: str) -> NDArray[np.float32] | None:
-        """The constant of that name where it is a float32 matrix."""
-        tensor = self._constants.get(name)
-        if tensor is None or len(tensor.dims) != 2 or tensor.data_type != TensorProto.FLOAT:
-            return None
-        return np.asarray(numpy_helper.to_array(tensor), dtype=np.float32)
-
-    def _constant(self, name: str, array: ArrayLike) -> str:
-        name = f"int8/{name}"
-        if name not in self._constants:
-            self._constants[name] = numpy_helper.from_array(np.ascontiguousarray(array).reshape(np.shape(array)), name)
-        return name
-
-    def _add(self, operator: str, inputs: Sequence[str], output: str, **attributes: Any) -> str:
-        self._nodes.append(helper.make_node(operator, inputs, [output], **attributes))
-        return output
+        within = [one for one in trials if sweep.is_within(one)]
+        if within:
+            best = within[0] if is_ladder else _best(within, settings.objective)
+            shutil.move(sweep.path(best.recipe), target)
+        else:
+            best = min(trials, key=lambda one: one.loss)
+        return Chosen(
+            trial=best,
+            answered=sweep.answered[best.recipe],
+            is_kept=bool(within),
+            measure=sweep.measure,
+            trials=tuple(trials),
+            float32_latency_ms=latency_ms.get(FLOAT32, {}),
+        )
 
 
-def _levels(weights: NDArray[np.float32], axis: int, n_levels: int) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
-    """Round to whole multiples of max |w| / n_levels along `axis`: the multiples, and those steps."""
-    steps = (np.abs(weights).max(axis=axis, keepdims=True) / n_levels).astype(np.float32)
-    return np.round(weights / np.where(steps > 0, steps, 1)).astype(np.int8), steps
+def _named(settings: QuantizeConfig) -> Sequence[RecipeName]:
+    return tuple(RECIPES) if isinstance(settings.recipes, str) else settings.recipes
 
 
-def _attributes(node: onnx.NodeProto) -> dict[str, Any]:
-    return {attribute.name: helper.get_attribute_value(attribute) for attribute in node.attribute}
+def _best(trials: Sequence[RecipeTrial], objective: str) -> RecipeTrial:
+    """The cheapest; of those that cost at most 3 % more than it, which a timing cannot tell apart, the most exact."""
+    costs = [_cost(one, objective) for one in trials]
+    near = [one for one, cost in zip(trials, costs, strict=True) if cost <= _ALIKE * min(costs)]
+    return min(near, key=lambda one: one.error)
 
 
-def _names_read(nodes: Iterable[onnx.NodeProto]) -> set[str]:
-    """Every name that the nodes read, also inside the branches of If and the bodies of loops."""
-    names: set[str] = set()
-    for node in nodes:
-        names.update(node.input)
-        for attribute in node.attribute:
-            names |= _names_read(attribute.g.node) | {output.name for output in attribute.g.output}
-    return names
+def _cost(trial: RecipeTrial, objective: str) -> float:
+    """Bytes, or the geometric mean of what was timed on one core."""
+    if objective == "size":
+        return float(trial.size_bytes)
+    return float(np.exp(np.mean([np.log(ms) for call, ms in trial.latency_ms.items() if call.startswith("one_core")])))
+
+
+class _Sweep:
+    """Recipes tried on one network, with what each gave."""
+
+    def __init__(self, source: Source, directory: Path, settings: QuantizeConfig, recorder: Recorder) -> None:
+        self._source = source
+        self._directory = directory
+        self._settings = settings
+        self._recorder = recorder
+        self._metrics = source.metrics(source.answered)
+        self._measures = loss_measures(source.contents, self._metrics)
+        self._products = products(onnx.load(str(source.path), load_external_data=False))
+        self._ranges: Mapping[str, Range] | None = None
+        self.trials: dict[str, RecipeTrial] = {}
+        self.answered: dict[str, Sequence[Answered]] = {}
+
+    @property
+    def measure(self) -> str:
+        """What the loss is of."""
+        return self._measures[0] if len(self._measures) == 1 else f"the mean of {' and '.join(self._measures)}"
+
+    def path(self, recipe: str) -> Path:
+        """Where a recipe's model is."""
+        return self._source.path if recipe == FLOAT32 else self._directory / f"{recipe}.onnx"
+
+    def attempt(self, name: RecipeName) -> bool:
+        """Make and measure a recipe; whether it is within the budget."""
+        recipe = RECIPES[name]
+        spared = () if recipe.spared is None else self._most_harmful(recipe)
+        self._write(self.path(name), recipe, spared)
+        session = OnnxSession(self.path(name), n_threads=0)
+        source = self._source
+        answered = answer(source.model, source.contents, session.run, source.valid)
+        metrics = source.metrics(answered)
+        losses = {metric: self._metrics[metric] - value for metric, value in metrics.items() if metric in self._metrics}
+        trial = RecipeTrial(
+            recipe=name,
+            size_bytes=self.path(name).stat().st_size,
+            loss=float(np.mean([losses[metric] for metric in self._measures])),
+            losses=losses,
+            error=relative_error(source.answered, answered),
+            batch_effect=batch_effect(session, [one.encoded for one in answered], source.contents.signature),
+            spared=spared,
+        )
+        self.trials[name], self.answered[name] = trial, answered
+        self._recorder.say(
+            f"INT8 by the recipe {name}: {trial.size_bytes / 1e6:.1f} MB, loses {trial.loss:+.4f} of {self.measure} on "
+            f"valid, budget {self._settings.max_loss:g}"
+        )
+        return self.is_within(trial)
+
+    def is_within(self, trial: RecipeTrial) -> bool:
+        """Whether a recipe may be kept."""
+        is_named = not isinstance(self._settings.recipes, str)
+        return trial.loss <= self._settings.max_loss and (is_named or trial.batch_effect <= _TOLERANCE)
+
+    def latency_ms(self) -> Mapping[str, Mapping[str, float]]:
+        """Milliseconds of float32 and of every recipe tried, by cores and size of the batch."""
+        paths = {name: self.path(name) for name in (FLOAT32, *self.trials)}
+        return side_by_side(paths, [one.encoded for one in self._source.answered], self._source.contents.signature)
+
+    def _write(self, path: Path, recipe: Recipe, spared: Sequence[str]) -> None:
+        needs_ranges = recipe.activations == "static"
+        quantize(self._source.path, path, recipe, ranges=self._calibrated() if needs_ranges else None, spared=spared)
+
+    def _calibrated(self) -> Mapping[str, Range]:
+        if self._ranges is None:
+            inputs = sorted(set(self._products.values()))
+            self._ranges = ranges(self._source.path, inputs, self._batches())
+        return self._ranges
+
+    def _batches(self) -> Iterator[Arrays]:
+        source = self._source
+        for i in np.random.default_rng(_SEED).permutation(len(source.train)).tolist():
+            yield collate([source.model.encode(source.train[i])], source.contents.signature)
+
+    def _most_harmful(self, recipe: Recipe) -> tuple[str, ...]:
+        """Products that hold half of the squared error, each quantized alone; at most a quarter of all."""
+        source = self._source
+        chosen = np.linspace(0, len(source.valid) - 1, num=min(_N_PROBED, len(source.valid)), dtype=np.int64)
+        requests = [source.valid[i] for i in chosen]
+        expected = answer(source.model, source.contents, OnnxSession(source.path, n_threads=0).run, requests)
+        plain, path = replace(recipe, spared=None), self._directory / "probe.onnx"
+        errors: dict[str, float] = {}
+        for i, product in enumerate(self._products):
+            self._recorder.progress("errors of single products", i, len(self._products))
+            self._write(path, plain, [other for other in self._products if other != product])
+            found = answer(source.model, source.contents, OnnxSession(path, n_threads=0).run, requests)
+            errors[product] = relative_error(expected, found) ** 2
+        self._recorder.progress("errors of single products", len(self._products), len(self._products))
+        path.unlink(missing_ok=True)
+        worst = sorted(errors, key=lambda product: -errors[product])
+        shares = np.cumsum([errors[product] for product in worst]) / (sum(errors.values()) or 1.0)
+        n_spared = min(int(np.searchsorted(shares, _SPARED_ERROR)) + 1, max(1, int(_MAX_SPARED * len(worst))))
+        return tuple(worst[:n_spared])
+
+
+def loss_measures(contents: Contents, metrics: Mapping[str, float]) -> tuple[str, ...]:
+    """Metrics whose mean is the loss measure: the family's main one, and a tagger's `intent_accuracy` where joint."""
+    main = MAIN_METRIC[contents.family]
+    return (main, "intent_accuracy") if contents.family == "tagging" and "intent_accuracy" in metrics else (main,)
+
+
+def relative_error(expected: Sequence[Answered], found: Sequence[Answered]) -> float:
+    """Root mean square of the differences of all outputs, each as a share of the output's standard deviation."""
+    shares = []
+    for name in expected[0].outputs if expected else ():
+        wanted = [_unpadded(one.outputs[name], one.encoded.length) for one in expected]
+        ours = [_unpadded(one.outputs[name], one.encoded.length) for one in found]
+        wanted_N, ours_N = (np.concatenate([array.ravel() for array in arrays]) for arrays in (wanted, ours))
+        shares.append(float(np.mean((wanted_N - ours_N) ** 2) / max(float(wanted_N.var()), 1e-12)))
+    return float(np.sqrt(np.mean(shares))) if shares else 0.0
+
+
+def batch_effect(session: OnnxSession, encoded: Sequence[Encoded], signature: Signature) -> float:
+    """Largest difference of an output between eight requests, from the shortest to the longest, together and alone."""
+    by_length = sorted(encoded, key=lambda one: one.length)
+    places = np.unique(np.linspace(0, len(by_length) - 1, num=_N_JOINED, dtype=np.int64))
+    together = [by_length[i] for i in places]
+    effect = 0.0
+    for one, outputs in zip(
+        together, split(session.run(collate(together, signature)), together, signature), strict=True
+    ):
+        alone = split(session.run(collate([one], signature)), [one], signature)[0]
+        for name, array in alone.items():
+            difference = _unpadded(array, one.length) - _unpadded(outputs[name], one.length)
+            effect = max(effect, float(np.abs(difference).max(initial=0.0)))
+    return effect
+
+
+def _unpadded(output: NDArray[np.generic], length: int) -> NDArray[np.float64]:
+    """An output without the positions of padding: [T, K] is one of tokens, padded to its batch's longest text."""
+    array = np.asarray(output, dtype=np.float64)
+    return array[..., :length, :] if array.ndim >= 2 else array

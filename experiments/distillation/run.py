@@ -63,11 +63,13 @@ def study(name: str, settings: dict[str, Any], data: Path, tracking: Tracking, r
     """Train what is missing, compare, and save the result."""
     task, metric = settings["task"], settings["metric"]
     teacher = tracking.resolve(ref) if ref else teacher_of(settings, data, tracking)
+    # A student decides on scope where its teacher does: what is called out of scope is lost to accuracy_in_scope.
+    alike = ["scope=null"] if task == "intent" and teacher.manifest.scope is None else []
     students, seconds = [], []
     for seed in settings["student"]["seeds"]:
         answer = train(
             task, settings["student"]["configuration"], f"{name}-student", data, tracking,
-            f"training.seed={seed}", f"teacher={teacher.path}",
+            f"training.seed={seed}", f"teacher={teacher.path}", *alike,
         )  # fmt: skip
         students.append(open_bundle(Path(answer["bundle"])))
         seconds.append(answer["seconds"])

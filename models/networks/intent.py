@@ -33,13 +33,16 @@ class IntentNetwork(TransformerNetwork):
         """`intent_logits`, and `class_distance` once there are class means."""
         return ("intent_logits",) if self.class_means is None else ("intent_logits", DISTANCE_OUTPUT)
 
-    def start_from(self, means_CH: Tensor) -> None:
-        """Let a cosine head begin with these vectors of the classes."""
-        head = self._head()
+    def start_from(self, means_CH: Tensor, *, gives_several: bool = False) -> None:
+        """Let a cosine head begin with these vectors of the classes.
+
+        gives_several: each label is weighed against 0, not against the others; it begins to apply at a cosine of 0.5.
+        """
+        head, scale = self._head(), self.cosine_scale or 0.0
         with torch.no_grad():
             head.weight.copy_(means_CH)
-            head.bias.zero_()
-        head.bias.requires_grad_(False)
+            head.bias.fill_(-scale / 2 if gives_several else 0.0)
+        head.bias.requires_grad_(gives_several)
 
     def measure_from(self, means_IH: Tensor) -> None:
         """Answer `class_distance` too: from these mean vectors, each of length 1."""
@@ -53,7 +56,7 @@ class IntentNetwork(TransformerNetwork):
         if self.cosine_scale is None:
             outputs = {"intent_logits": head(read_BH)}
         else:
-            outputs = {"intent_logits": self.cosine_scale * (_unit(read_BH) @ _unit(head.weight).T)}
+            outputs = {"intent_logits": self.cosine_scale * (_unit(read_BH) @ _unit(head.weight).T) + head.bias}
         if self.class_means is not None:
             outputs[DISTANCE_OUTPUT] = 1 - (_unit(mean_BH) @ self.class_means.T).amax(1)
         return outputs

@@ -64,13 +64,13 @@ class RuntimeConfig(Config):
     """Where models run.
 
     kind: `onnx` in this process, `triton` on a Triton server. n_workers: batches at once (None: one a core).
-    variant: `float32` or `int8` (None: each bundle's own choice). triton_url: HOST:PORT of the server's gRPC endpoint
-    (None: the server that `rankyard triton up` started in the workspace).
+    variant: `float32`, `int8` or `fp16` (None: each bundle's own choice). triton_url: HOST:PORT of the server's gRPC
+    endpoint (None: the server that `rankyard triton up` started in the workspace).
     """
 
     kind: Literal["onnx", "triton"] = "onnx"
     n_workers: Count | None = None
-    variant: Literal["float32", "int8"] | None = None
+    variant: Literal["float32", "int8", "fp16"] | None = None
     triton_url: str | None = None
 
 

@@ -22,8 +22,8 @@ class OnnxRuntime:
     Measured: two workers of one thread serve 852 texts/s where one worker of two threads serves 669. The workers share
     one session a model, so that its weights are in memory once.
 
-    n_workers: None for as many as this process may use cores. variant: `float32` or `int8`, None for the bundle's own
-    choice.
+    n_workers: None for as many as this process may use cores. variant: `float32`, `int8` or `fp16`, None for the
+    bundle's own choice.
     """
 
     def __init__(self, n_workers: int | None = None, variant: str | None = None) -> None:

@@ -16,7 +16,7 @@ from models.batch import Arrays
 from models.errors import DeadlineError, NotFoundError, RankyardError, UnavailableError
 from registry import golden
 from serving.runtime.protocol import ServedModel
-from serving.triton.config import DIGEST
+from serving.triton.config import DIGEST, VARIANT
 from serving.triton.tensors import DATATYPES, as_declared, batches, joined
 
 _LOAD_TIMEOUT_S = 30.0
@@ -61,7 +61,8 @@ class TritonRuntime:
         def run(arrays: Arrays) -> Arrays:
             return asyncio.run_coroutine_threadsafe(self._run(model, arrays, max_rows, _LOAD_TIMEOUT_S), loop).result()
 
-        await asyncio.to_thread(golden.check, model.bundle, model.bundle.variant, run)
+        variant = config["parameters"].get(VARIANT, {}).get("string_value") or model.bundle.variant
+        await asyncio.to_thread(golden.check, model.bundle, variant, run)
         self._max_rows[model.bundle.digest] = max_rows
 
     async def infer(self, model: ServedModel, inputs: Arrays, *, timeout_s: float) -> dict[str, NDArray[np.generic]]:

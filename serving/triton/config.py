@@ -18,6 +18,11 @@ Backend = Literal["onnxruntime", "python"]
 DIGEST = "rankyard.digest"
 """The parameter that says which bundle is served."""
 
+VARIANT = "rankyard.variant"
+"""The parameter that says which of its variants, where it is not the bundle's own choice."""
+
+# INT8 is slower by an order of magnitude on a GPU (onnxruntime #10267), FP16 on a CPU.
+_KINDS = {"float32": "KIND_AUTO", "int8": "KIND_CPU", "fp16": "KIND_GPU"}
 _TYPES = {"int64": "TYPE_INT64", "float32": "TYPE_FP32"}
 _WARM_TOKENS = 16
 _WARM_DOCUMENTS = 32
@@ -30,7 +35,8 @@ class TritonSettings:
     backend: `onnxruntime`, as NVIDIA's containers have it, or `python`, which runs ONNX Runtime through `model.py`.
     max_batch_size, max_documents: rows of one batch, texts or documents of several lists; the client splits what is
     larger. max_queue_delay_us: how long Triton may hold a request back to join others to it (microseconds).
-    n_instances: copies of the model, each on one thread.
+    n_instances: copies of the model, each on one thread. variant: `float32`, `int8` or `fp16`, which needs a GPU (None:
+    the bundle's own choice).
     """
 
     backend: Backend = "python"
@@ -38,6 +44,7 @@ class TritonSettings:
     max_documents: int = 8192
     max_queue_delay_us: int = 200
     n_instances: int = 2
+    variant: str | None = None
 
 
 def config_pbtxt(name: str, version: str, bundle: Bundle, settings: TritonSettings) -> str:
@@ -45,8 +52,7 @@ def config_pbtxt(name: str, version: str, bundle: Bundle, settings: TritonSettin
     signature = bundle.manifest.signature
     is_rows = signature.layout == "rows"
     max_rows = settings.max_batch_size if is_rows else settings.max_documents
-    # INT8 is slower by an order of magnitude on a GPU (onnxruntime #10267), so that it stays on the CPU.
-    kind = "KIND_CPU" if bundle.variant == "int8" else "KIND_AUTO"
+    kind = _KINDS[settings.variant or bundle.variant]
     parts = [
         f"name: {_quoted(name)}",
         f"backend: {_quoted(settings.backend)}",
@@ -61,6 +67,7 @@ def config_pbtxt(name: str, version: str, bundle: Bundle, settings: TritonSettin
         _parameter("intra_op_thread_count", "1"),
         _parameter("inter_op_thread_count", "1"),
         _parameter(DIGEST, bundle.digest),
+        *([_parameter(VARIANT, settings.variant)] if settings.variant else []),
     ]
     return "\n".join(parts) + "\n"
 

@@ -1,7 +1,7 @@
 """A Triton model repository made of bundles: written aside, flushed, renamed, loaded, and proved after loading.
 
 - `NAME/config.pbtxt`: which version is served, and by which backend;
-- `NAME/VERSION/model.onnx`: the bundle's own choice of float32 and int8;
+- `NAME/VERSION/model.onnx`: the variant asked for, or the bundle's own choice of float32 and int8;
 - `NAME/VERSION/model.py`: runs it for Triton's Python backend; the onnxruntime backend has no use for it.
 """
 
@@ -84,7 +84,7 @@ def install(
     written = write(repository, name, version, bundle, settings)
     try:
         server.load(name)
-        prove(server, name, version, bundle)
+        prove(server, name, version, bundle, settings.variant)
     except BaseException:
         _undo(server, repository / name, written)
         raise
@@ -101,7 +101,7 @@ def write(repository: Path, name: str, version: str, bundle: Bundle, settings: T
     path = directory / version
     try:
         directory.mkdir(parents=True, exist_ok=True)
-        is_new = _place(path, bundle)
+        is_new = _place(path, bundle.model_file(settings.variant))
         previous = directory / CONFIG
         previous_config = previous.read_text(encoding="utf-8") if previous.exists() else None
         replace(previous, config)
@@ -113,13 +113,14 @@ def write(repository: Path, name: str, version: str, bundle: Bundle, settings: T
     return Written(path, is_new, previous_config)
 
 
-def prove(server: TritonHttp, name: str, version: str, bundle: Bundle) -> None:
+def prove(server: TritonHttp, name: str, version: str, bundle: Bundle, variant: str | None = None) -> None:
     """Prove that the server answers the golden rows, and a batch of them as it answers each alone; ParityError else."""
 
     def run(arrays: Arrays) -> dict[str, NDArray[np.generic]]:
         return server.infer(name, version, arrays, bundle.manifest.signature)
 
-    golden.check(bundle, bundle.variant, run)
+    variant = variant or bundle.variant
+    golden.check(bundle, variant, run)
     signature = bundle.manifest.signature
     rows = [row.encoded for row in golden.read(bundle)]
     together = split(run(collate(rows, signature)), rows, signature)
@@ -129,10 +130,11 @@ def prove(server: TritonHttp, name: str, version: str, bundle: Bundle) -> None:
             # Outputs of tokens are padded to the longest text of the batch.
             found = joined[output][: expected.shape[0]] if expected.ndim else joined[output]
             difference = golden.largest_difference(expected, found)
-            if not difference <= bundle.manifest.tolerance:
+            if not difference <= bundle.manifest.tolerance_of(variant):
                 raise ParityError(
-                    f"Triton must answer a batch as it answers each row alone to {bundle.manifest.tolerance:g}, golden "
-                    f"row {index} of {name}/{version} differs by {difference:.3g} in {output}"
+                    "Triton must answer a batch as it answers each row alone to "
+                    f"{bundle.manifest.tolerance_of(variant):g}, golden row {index} of {name}/{version} differs by "
+                    f"{difference:.3g} in {output}"
                 )
 
 
@@ -153,12 +155,12 @@ def _undo(server: TritonHttp, directory: Path, written: Written) -> None:
         directory.rmdir()
 
 
-def _place(target: Path, bundle: Bundle) -> bool:
+def _place(target: Path, model: Path) -> bool:
     """Put a version's files in place; whether they are new. `model.py` is this program's own, and kept up to date."""
     source = _BACKEND_SOURCE.read_text(encoding="utf-8")
     if target.exists():
         found = sha256(target / MODEL) if (target / MODEL).exists() else "nothing"
-        if found != (wanted := sha256(bundle.model_file())):
+        if found != (wanted := sha256(model)):
             raise WorkspaceError(
                 f"{target / MODEL} must have sha256 {wanted}, as the bundle has it, it has {found}; a version is "
                 "never overwritten, remove the directory or promote a new version"
@@ -167,7 +169,7 @@ def _place(target: Path, bundle: Bundle) -> bool:
         return False
     aside = Path(tempfile.mkdtemp(prefix=".", dir=target.parent))
     try:
-        shutil.copyfile(bundle.model_file(), aside / MODEL)
+        shutil.copyfile(model, aside / MODEL)
         flush(aside / MODEL)
         replace(aside / _BACKEND_MODEL, source)
         aside.chmod(0o755)

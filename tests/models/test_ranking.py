@@ -54,3 +54,18 @@ def test_a_bundle_with_fewer_computed_features_gets_those_that_it_names() -> Non
     np.testing.assert_array_equal(model.encode(request).arrays["features"], [[0.5, 7, np.nan]])
     with pytest.raises(InputError, match="'cosine' is computed from the texts"):
         model.encode(RankRequest(ids=("a",), texts=("x",), features={"cosine": column(7)}))
+
+
+def test_a_model_that_reads_the_whole_list_gets_a_mask_and_no_endless_list() -> None:
+    signature = Signature(
+        inputs=(
+            TensorSpec(name="features", dtype="float32", shape=(-1, -1, 3)),
+            TensorSpec(name="mask", dtype="float32", shape=(-1, -1)),
+        ),
+        outputs=(TensorSpec(name="score", dtype="float32", shape=(-1, -1)),),
+        layout="rows",
+    )
+    model = RankingModel(CONTENTS.model_copy(update={"signature": signature}))
+    np.testing.assert_array_equal(model.encode(RankRequest(ids=("a", "b"))).arrays["mask"], [1, 1])
+    with pytest.raises(InputError, match="at most 2000 candidates, got 2001; let a phase before it keep fewer"):
+        model.encode(RankRequest(ids=tuple(map(str, range(2001)))))

@@ -22,6 +22,7 @@ from registry.flavor import RankyardModel, input_example, save_model, signature
 from registry.tracking import Tracking
 from tests.bundles import tiny_bundle
 from tests.registry.conftest import register
+from tests.serving.gateway.bundles import cross_bundle, list_bundle
 
 QUERIES = ["red nike shoes", "where is my parcel", "", "tell me a joke"]
 
@@ -148,3 +149,21 @@ def test_a_registered_model_is_loaded_by_plain_mlflow_and_signs_with_its_version
     assert answer["models"] == {"intent": "plain/1"}
     assert answer["intent"]["label"] == "product_search"
     assert ranks == [2, 1]
+
+
+def test_a_cross_encoder_reads_texts_and_takes_no_features(tmp_path: Path) -> None:
+    model = RankyardModel(cross_bundle(tmp_path), "shop-cross/1")
+    required = {column.name: column.required for column in signature(model.bundle).inputs}
+    assert required == {"query_id": False, "id": False, "query": True, "text": True}
+    frame = model.predict(pd.DataFrame({"query": ["new"] * 3, "text": ["red", "balance shoes", ""]}))
+    # "new" is worth 2, "red" 1, "balance" 4, "shoes" 8.
+    assert frame["score"].tolist() == [3.0, 14.0, 2.0]
+    assert frame["rank"].tolist() == [2, 1, 3]
+    with pytest.raises(InputError, match="got \\['price'\\]"):
+        model.predict(pd.DataFrame({"query": ["new"], "text": ["red"], "price": [1.0]}))
+
+
+def test_a_ranker_of_whole_lists_scores_each_list_by_itself(tmp_path: Path) -> None:
+    model = RankyardModel(list_bundle(tmp_path), "shop-list/1")
+    frame = model.predict(pd.DataFrame({"query_id": ["a", "b", "a", "a", "b"], "price": [1.0, 5.0, 3.0, 8.0, 7.0]}))
+    assert frame["score"].tolist() == [-3.0, -1.0, -1.0, 4.0, 1.0]

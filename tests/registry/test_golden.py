@@ -111,3 +111,9 @@ def test_a_bundle_without_golden_rows_or_without_the_variant_cannot_be_proved(tm
     (bundle.path / golden.FILE).unlink()
     with pytest.raises(BundleError, match=r"must hold golden\.json"):
         golden.check(bundle, "float32", run)
+
+
+def test_only_half_precision_has_a_tolerance_of_its_own(bundle: Bundle) -> None:
+    manifest = bundle.manifest.model_copy(update={"fp16_tolerance": 0.05})
+    assert [manifest.tolerance_of(variant) for variant in ("float32", "int8", "fp16")] == [1e-4, 1e-4, 0.05]
+    assert bundle.manifest.tolerance_of("fp16") == 1e-4

@@ -153,7 +153,10 @@ def test_a_killed_training_with_a_decision_on_scope_ends_with_the_same_bundle(en
     assert resumed.draft.contents == contents
 
 
-def test_texts_with_several_labels_are_learned_and_none_is_out_of_scope(encoder: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("training", [{}, {"cosine_scale": 10.0}])
+def test_texts_with_several_labels_are_learned_and_none_is_out_of_scope(
+    encoder: str, tmp_path: Path, training: dict[str, Any]
+) -> None:
     pairs = [
         (("shoes",), "red shoes"),
         (("shoes",), "blue shoe size"),
@@ -170,7 +173,7 @@ def test_texts_with_several_labels_are_learned_and_none_is_out_of_scope(encoder:
         label_sets=tuple(labels for labels, _ in pairs),
     )
     train = rows.take(np.repeat(np.arange(len(rows)), 6))
-    found, contents = fitted(config(encoder, epochs=20, patience=20), Splits(train, rows, None), tmp_path)
+    found, contents = fitted(config(encoder, epochs=20, patience=20, **training), Splits(train, rows, None), tmp_path)
     assert contents.labels == ("brand", "shoes")
     assert contents.gives_several_labels
     model = open_model(tmp_path, contents)

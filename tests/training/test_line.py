@@ -16,7 +16,7 @@ from registry.predictions import Predictions
 from registry.tracking import Tracking
 from registry.workspace import Workspace
 from tests.tiny_encoder import write_encoder
-from training import line, proof
+from training import line, proof, quantize
 from training.config import parse
 from training.terminal import Terminal
 
@@ -139,21 +139,21 @@ def test_int8_beyond_its_budget_is_left_out_and_said(
     monkeypatch: pytest.MonkeyPatch,
     capfd: pytest.CaptureFixture[str],
 ) -> None:
-    honest = proof.quantize
+    honest = quantize.quantize
 
-    def coarse(float32: Path, int8: Path) -> None:
+    def coarse(float32: Path, int8: Path, *arguments: Any, **settings: Any) -> None:
         """A quantizer that loses everything: the network without its weights."""
         import onnx
         from onnx import numpy_helper
 
-        honest(float32, int8)
+        honest(float32, int8, *arguments, **settings)
         model = onnx.load(str(float32))
         for tensor in model.graph.initializer:
             if "weight" in tensor.name.lower() or len(tensor.dims) == 2:
                 tensor.CopyFrom(numpy_helper.from_array(np.zeros_like(numpy_helper.to_array(tensor)), tensor.name))
         onnx.save(model, str(int8))
 
-    monkeypatch.setattr(proof, "quantize", coarse)
+    monkeypatch.setattr(quantize, "quantize", coarse)
     strict = joint | {"quantize": {"max_loss": 0.01}, "training": joint["training"] | {"epochs": 6}}
     trained = line.run(order(strict, data, "coarse"), tracking, Terminal())
     assert MODEL_INT8 not in trained.bundle.manifest.files
@@ -161,6 +161,20 @@ def test_int8_beyond_its_budget_is_left_out_and_said(
     assert trained.report.quantization is not None
     assert not trained.report.quantization.kept
     assert "above its budget of 0.01: float32 is served" in capfd.readouterr().err
+
+
+def test_half_precision_is_written_and_proved_where_it_is_asked_for(
+    tracking: Tracking, data: Path, joint: dict[str, Any]
+) -> None:
+    settings = {"quantize": {"max_loss": 1.0, "recipes": ["by_token"], "fp16": True}}
+    trained = line.run(order(joint | settings, data, "half"), tracking, Terminal())
+    manifest, report = trained.bundle.manifest, trained.report
+    assert {MODEL_INT8, "model.fp16.onnx"} < set(manifest.files)
+    assert (report.served_variant, manifest.int8_recipe) == ("int8", "by_token")
+    assert report.variants["fp16"].size_bytes < report.variants["float32"].size_bytes
+    assert report.fp16 is not None
+    assert manifest.fp16_tolerance == 4 * report.fp16.largest_difference > 0
+    golden.check(trained.bundle, "fp16", OnnxSession(trained.bundle.model_file("fp16")).run)
 
 
 def test_data_that_cannot_be_read_leaves_no_run(tmp_path: Path) -> None:

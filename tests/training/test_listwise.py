@@ -68,7 +68,9 @@ def fitted(request, tmp_path_factory):
 def test_it_learns_and_says_what_taught_nothing(fitted):
     _, _, _, listener = fitted
     assert listener.curve[-1]["valid_ndcg@10"] > 0.9
-    assert "2 of the 40 queries of train.txt have documents of one relevance only" in listener.said
+    n_flat = sum(len(set(labels.tolist())) == 1 for labels in rows().labels)
+    assert n_flat >= 2
+    assert f"{n_flat} of the 40 queries of train.txt have documents of one relevance only" in listener.said
 
 
 def test_onnx_answers_as_pytorch_alone_and_in_any_batch(fitted):

@@ -79,3 +79,14 @@ def test_backends_differ_in_one_line(tmp_path):
 def test_int8_stays_on_the_cpu(tmp_path):
     config = parsed(tiny_bundle(tmp_path, int8=True))
     assert config.instance_group[0].kind == schema.ModelInstanceGroup.KIND_CPU
+
+
+def test_a_variant_that_is_asked_for_is_named_and_half_precision_goes_to_a_gpu(tmp_path):
+    bundle = tiny_bundle(tmp_path, "intent", int8=True)
+    kinds = schema.ModelInstanceGroup
+    for variant, kind in (("fp16", kinds.KIND_GPU), ("float32", kinds.KIND_AUTO), ("int8", kinds.KIND_CPU)):
+        config = parsed(bundle, variant=variant)
+        assert config.instance_group[0].kind == kind
+        assert config.parameters["rankyard.variant"].string_value == variant
+    assert parsed(bundle).instance_group[0].kind == kinds.KIND_CPU
+    assert "rankyard.variant" not in parsed(bundle).parameters
