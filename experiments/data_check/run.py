@@ -1,13 +1,13 @@
 """How much injected noise the checks find, beside cleanlab in the same run, and what a whole report costs.
 
-python -m experiments.data_check.run --data ../shared/data --peer PYTHON [--part noise|cost]
+python -m experiments.data_check.run texts|tags|lists|cost [NAME]... --data ../shared/data --peer PYTHON [--seeds N...]
 
-PYTHON: of an environment with cleanlab (see peer.py).
+PYTHON: of an environment with cleanlab (see peer.py). Results of other names and seeds stay in results/PART.json.
 """
 
 import argparse
+import json
 import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Sequence
@@ -159,14 +159,25 @@ def cost(name: str, directory: Path) -> dict:
     }
 
 
+def merge(path: Path, command: str, results: list[dict]) -> None:
+    """Save the results beside those of other seeds, data and kinds of noise that the file has already."""
+    key = ("data", "noise", "seed")
+    new = {tuple(one.get(name) for name in key) for one in results}
+    old = json.loads(path.read_text())["results"] if path.exists() else []
+    kept = [one for one in old if tuple(one.get(name) for name in key) not in new]
+    save(path, [], command, results=sorted([*kept, *results], key=lambda one: [str(one.get(name)) for name in key]))
+
+
 def main() -> None:
-    parser = argparse.ArgumentParser()
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("part", choices=("texts", "tags", "lists", "cost"))
+    parser.add_argument("names", nargs="*", metavar="NAME")
     parser.add_argument("--data", type=Path, required=True)
-    parser.add_argument("--peer", required=True)
-    parser.add_argument("--part", choices=("noise", "cost"), default="noise")
+    parser.add_argument("--peer", required=True, metavar="PYTHON")
+    parser.add_argument("--seeds", type=int, nargs="*")
     options = parser.parse_args()
     config = yaml.safe_load((HERE / "config.yaml").read_text())
-    command = f"python -m experiments.data_check.run --data ../shared/data --peer PYTHON --part {options.part}"
+    command = f"python -m experiments.data_check.run {options.part} --data ../shared/data --peer PYTHON"
     with tempfile.TemporaryDirectory() as shop:
         demo_shop.generate(Path(shop))
 
@@ -174,24 +185,19 @@ def main() -> None:
             return Path(shop) / name.removeprefix("demo_") if name.startswith("demo_") else options.data / name
 
         results = []
-        if options.part == "cost":
-            cost("imports", directory("demo_intent")), cost("imports", directory("demo_ranking"))
-            results = [cost(name, directory(name)) for name in config["cost"]]
-            save(HERE / "results" / "cost.json", [], command, results=results)
-            return
-        for seed in config["seeds"]:
-            arguments = (config, options.peer, seed)
-            for name in config["texts"]:
-                for noise in ("random", "confusable"):
-                    results.append(of_labels(name, directory(name), *arguments, noise))
-                    print(results[-1], file=sys.stderr, flush=True)
-            for name in config["tags"]:
-                results.append(of_tags(name, directory(name), *arguments))
-                print(results[-1], file=sys.stderr, flush=True)
-            for name in config["lists"]:
-                results.append(of_lists(name, directory(name), *arguments))
-                print(results[-1], file=sys.stderr, flush=True)
-            save(HERE / "results" / "noise.json", [], command, results=results)
+        for name in options.names or config[options.part]:
+            if options.part == "cost":
+                results.append(cost(name, directory(name)))
+                continue
+            for seed in options.seeds or config["seeds"]:
+                arguments = (name, directory(name), config, options.peer, seed)
+                if options.part == "texts":
+                    results += [of_labels(*arguments, noise) for noise in ("random", "confusable")]
+                else:
+                    results.append((of_tags if options.part == "tags" else of_lists)(*arguments))
+        merge(HERE / "results" / f"{options.part}.json", command, results)
+    for one in results:
+        print(json.dumps(one))
 
 
 if __name__ == "__main__":
