@@ -269,9 +269,9 @@ def _check(options: argparse.Namespace) -> Answer:
     if options.data is None:
         raise InputError("check data needs --data DIR, got none")
     report = check_data(Path(options.data), options.config)
-    run_id = log_data(report, Path(options.data), _tracking(options))
     if options.html:
         _write(Path(options.html), report.html())
+    run_id = log_data(report, Path(options.data), _tracking(options))
     lines = [f"{report.family} data in {options.data}"]
     for split, figures in report.splits.items():
         shown = ", ".join(f"{name} {value}" for name, value in figures.items() if name != "sha256")

@@ -5,7 +5,7 @@ Shapes: C labels.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,6 +29,7 @@ class IntentModel:
         self._temperature = contents.calibration.temperature
         self._scope = contents.scope
         self._gives_several = contents.gives_several_labels
+        self._implied = contents.implied_labels
         self._encoder = encoder
 
     def encode(self, text: str) -> Encoded:
@@ -40,7 +41,7 @@ class IntentModel:
         del text, encoded
         logits_C = outputs["intent_logits"]
         if self._gives_several:
-            return Reading(intent=decode_intents(logits_C, self._labels, self._temperature))
+            return Reading(intent=decode_intents(logits_C, self._labels, self._temperature, implied=self._implied))
         distance = outputs.get(DISTANCE_OUTPUT)
         return Reading(
             intent=decode_intent(logits_C, self._labels, self._temperature, scope=self._scope, distance=distance)
@@ -91,25 +92,40 @@ def decode_intent(
 
 
 def decode_intents(
-    logits_C: NDArray[np.generic], labels: Sequence[str], temperature: float, n_alternatives: int = _N_ALTERNATIVES
+    logits_C: NDArray[np.generic],
+    labels: Sequence[str],
+    temperature: float,
+    n_alternatives: int = _N_ALTERNATIVES,
+    *,
+    implied: Mapping[str, Sequence[str]] | None = None,
 ) -> Intent:
     """Give every label that applies, where a text may have several: those whose sigmoid(logit / temperature) >= 0.5.
 
-    The likeliest one is the `label`. Where none applies the text is out of scope, and `oos` has the chance that none
-    does, labels taken to be independent: the product of 1 - sigmoid.
+    A label that others imply has no lower a chance than any of them, so that none stands without what it implies. The
+    likeliest one is the `label`; of equal ones that which implies the fewest, then the first in the order of `labels`.
+    Where none applies the text is out of scope, and `oos` has the chance that none does, labels taken to be
+    independent: the product of 1 - sigmoid.
     """
-    scaled_C = np.asarray(logits_C, dtype=np.float64) / temperature
-    chances_C = np.array([_sigmoid(scaled) for scaled in scaled_C.tolist()])
+    implied = implied or {}
+    own = {
+        label: _sigmoid(float(logit) / temperature)
+        for label, logit in zip(labels, np.asarray(logits_C, dtype=np.float64), strict=True)
+    }
+    chances = dict(own)
+    for label, others in implied.items():
+        for other in others:
+            chances[other] = max(chances[other], own[label])
     ordered = [
-        Alternative(labels[place], float(chances_C[place])) for place in np.argsort(-scaled_C, kind="stable").tolist()
+        Alternative(label, chances[label])
+        for label in sorted(labels, key=lambda one: (-chances[one], len(implied.get(one, ()))))
     ]
     applying = tuple(one for one in ordered if one.confidence >= 0.5)
     if not applying:
-        none_applies = float(np.prod(1 - chances_C))
+        none_applies = float(np.prod([1 - chance for chance in own.values()]))
         return Intent(OOS_LABEL, none_applies, in_scope=False, alternatives=tuple(ordered[:n_alternatives]))
     first = applying[0]
-    others = tuple(ordered[1 : n_alternatives + 1])
-    return Intent(first.label, first.confidence, in_scope=True, alternatives=others, labels=applying)
+    next_ones = tuple(ordered[1 : n_alternatives + 1])
+    return Intent(first.label, first.confidence, in_scope=True, alternatives=next_ones, labels=applying)
 
 
 def joined_labels(labels: Iterable[str]) -> str:

@@ -117,7 +117,8 @@ class Contents(_Part):
     gazetteer: types of the terms in `gazetteer.json`, in the order of the bits of the input `gazetteer`.
     propensities: chance that a position is looked at, from position 1 on, by which clicks were weighed in training.
     scope: the decision on scope; None where only the label `oos`, if the model has it, says that.
-    gives_several_labels: each label is a question of its own, and a text may have any number of them.
+    gives_several_labels: each label is a question of its own, and a text may have any number of them. implied_labels:
+    of a label, those that go with it wherever it stands, such as the department of a product type.
     """
 
     family: FamilyName
@@ -133,6 +134,7 @@ class Contents(_Part):
     calibration: Calibration = Calibration()
     scope: Scope | None = None
     gives_several_labels: bool = False
+    implied_labels: dict[str, tuple[str, ...]] = {}
     encoder: EncoderOrigin | None = None
     propensities: tuple[float, ...] | None = None
 

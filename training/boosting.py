@@ -63,21 +63,23 @@ class FittedTrees:
         return [{"score": scores_D} for scores_D in np.split(scores_N, ends)]
 
     def parameters(self) -> Mapping[str, float | int | str]:
-        """How many steps count and were grown, and the valid metric of those that count."""
+        """How many steps count and were grown, and the valid metric of those that count, where it was measured."""
+        score = self.booster.attr("best_score")
         return {
             "n_trees": self.n_trees,
             "n_grown_trees": self.booster.num_boosted_rounds(),
-            f"valid_{METRIC}": self.booster.best_score,
+            **({} if score is None else {f"valid_{METRIC}": float(score)}),
         }
 
     @property
     def n_trees(self) -> int:
-        """Steps up to the one with the best valid metric."""
-        return int(self.booster.best_iteration) + 1
+        """Steps up to the one with the best valid metric, or all, where none was looked for."""
+        best = self.booster.attr("best_iteration")
+        return self.booster.num_boosted_rounds() if best is None else int(best) + 1
 
 
 def fit(config: BoostingConfig, splits: Splits[RankingRows], recorder: Recorder, checkpoint: Checkpoint) -> FittedTrees:
-    """Boost LambdaMART trees on train until `patience` steps brought no better NDCG@10 on valid.
+    """Boost LambdaMART trees on train until `patience` steps, if any, brought no better NDCG@10 on valid.
 
     Equal to `xgboost.train` on the same matrix with `boosting_parameters`, and repeatable by seed. Nothing is
     kept to resume from: XGBoost's random state is not saved, so a forest continued is not the one grown at once.
@@ -173,15 +175,20 @@ def _grow(
         train.features, train.labels, qid=train.query_numbers, max_bin=training.max_bins, nthread=training.n_threads
     )
     valid_matrix = xgboost.DMatrix(valid.features, valid.labels, qid=valid.query_numbers, nthread=training.n_threads)
-    return xgboost.train(
+    evaluated: dict[str, dict[str, list[float]]] = {}
+    booster = xgboost.train(
         dict(parameters),
         train_matrix,
         num_boost_round=training.n_trees,
         evals=[(valid_matrix, "valid")],
+        evals_result=evaluated,
         early_stopping_rounds=training.patience,
         verbose_eval=False,
         callbacks=[_Curve(recorder, training.n_trees)],
     )
+    if training.patience is None:
+        booster.set_attr(best_score=repr(evaluated["valid"][METRIC][-1]))
+    return booster
 
 
 def _grow_by_spark(

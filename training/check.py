@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,9 +14,11 @@ from registry.deployment import names, resolve
 from registry.workspace import Workspace
 from training.checks.report import PAGE, DataReport, report_on
 from training.config import SCHEMAS, TrainConfig, parse
-from training.data.files import find_splits, read_source
+from training.data.clicks import KEYS as CLICK_KEYS
+from training.data.clicks import SESSION
+from training.data.files import find_splits, read_bytes, read_source
 from training.data.jsonl import objects
-from training.data.parquet import has_only_texts
+from training.data.parquet import KEYS, TEXTS, open_table
 from training.data.splits import Problems, Splits
 from training.line import family_of
 
@@ -66,8 +68,8 @@ def _config_for(directory: Path) -> TrainConfig:
     endings = (".jsonl", ".csv", ".conll", ".txt", ".svm", ".parquet")
     train = find_splits(directory, endings)["train"]
     ending = next(ending for ending in endings if train.name.removesuffix(".gz").endswith(ending))
-    if ending == ".parquet" and has_only_texts(train):
-        task, kind = "ranking", "pairs"
+    if ending == ".parquet":
+        task, kind = "ranking", _kind_of_columns(open_table(read_bytes(train), train.name).column_names)
     else:
         task, kind = _BY_ENDING[ending] if ending in _BY_ENDING else _by_keys(train)
     return SCHEMAS[task, kind].model_validate({"task": task, "model": {"kind": kind}})
@@ -78,15 +80,16 @@ _BY_ENDING = {
     ".conll": ("tagging", "transformer"),
     ".txt": ("ranking", "xgboost"),
     ".svm": ("ranking", "xgboost"),
-    ".parquet": ("ranking", "xgboost"),
 }
-_BY_KEY = {"tokens": ("tagging", "transformer"), "query_id": ("ranking", "pairs"), "text": ("intent", "linear")}
+_BY_KEY = {"tokens": ("tagging", "transformer"), "text": ("intent", "linear")}
 
 
 def _by_keys(train: Path) -> tuple[str, str]:
     source = read_source(train)
     problems = Problems(source.file)
     _, first = next(objects(source, (), problems), (0, {}))
+    if "query_id" in first:
+        return "ranking", "pairs" if {*TEXTS} <= {*first} else "xgboost"
     for key, family in _BY_KEY.items():
         if key in first:
             return family
@@ -94,6 +97,12 @@ def _by_keys(train: Path) -> tuple[str, str]:
         f"{train.name} must have rows with tokens (tagging), query_id (ranking) or text (intent), "
         f"its first one has {', '.join(first) or 'nothing'}"
     )
+
+
+def _kind_of_columns(names: Sequence[str]) -> str:
+    """Tell what ranks such a table: texts without numeric columns need features computed from them."""
+    features = {*names} - {*KEYS, *CLICK_KEYS, *TEXTS, SESSION}
+    return "pairs" if {*TEXTS} <= {*names} and not features else "xgboost"
 
 
 def _verdict(verify: Callable[[], object]) -> str:

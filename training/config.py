@@ -292,8 +292,8 @@ class RankingTraining(ClicksTraining):
     pairs_per_document: PositiveInt = 8
     """LambdaMART pairs sampled for each document."""
     pair_method: Literal["topk", "mean"] = "topk"
-    patience: PositiveInt = 50
-    """Trees without a better valid NDCG@10 before training stops."""
+    patience: PositiveInt | None = 50
+    """Steps without a better valid NDCG@10 before training stops, and the best number is kept; None: all are kept."""
     n_threads: int = Field(default=0, ge=0)
     """0: all cores."""
     trees_per_step: PositiveInt = 1
@@ -318,7 +318,7 @@ class RankingTraining(ClicksTraining):
 
 RankingLossName = Literal["pointwise", "listnet", "approx_ndcg", "neural_ndcg"]
 RankingLosses = dict[RankingLossName, PositiveFloat]
-_LISTWISE_LOSS: RankingLosses = {"approx_ndcg": 1.0}
+_LISTWISE_LOSS: RankingLosses = {"listnet": 1.0}
 _CROSS_ENCODER_LOSS: RankingLosses = {"pointwise": 1.0, "listnet": 0.3}
 
 

@@ -83,8 +83,8 @@ def run(order: Order, tracking: Tracking, terminal: Recorder) -> Trained:
     """Train and register. Nothing is registered, and no bundle stays, unless every step before held."""
     started = time.perf_counter()
     check_name(order.name)
-    family, splits = family_of(order.config.task), _read(order)
-    config, teacher = _with_teacher(order.config, tracking)
+    family, splits = family_of(order.config.task), read(order)
+    config, teacher = with_teacher(order.config, tracking)
     found = report_on(splits, order.config)
     for sentence in found.said(f"{PAGE} of the run"):
         terminal.say(sentence)
@@ -147,13 +147,14 @@ def run(order: Order, tracking: Tracking, terminal: Recorder) -> Trained:
 
 def follow(order: Order, tracking: Tracking) -> None:
     """Train beside the process that runs the line, as `training.processes` has it; record and keep nothing."""
-    splits = _read(order)
-    config, _ = _with_teacher(order.config, tracking)
+    splits = read(order)
+    config, _ = with_teacher(order.config, tracking)
     with tempfile.TemporaryDirectory() as nowhere, _engine(order, config, tracking):
         family_of(config.task).fit(config, splits, _Told(), Checkpoint(Path(nowhere), ""))
 
 
-def _read(order: Order) -> Splits[Any]:
+def read(order: Order) -> Splits[Any]:
+    """Read the rows of every split, and the unlabelled texts that a student's configuration names."""
     splits: Splits[Any] = family_of(order.config.task).read(order.data, order.config)
     if (unlabelled := getattr(order.config, "unlabelled", None)) is not None:
         splits = replace(splits, unlabelled=read_unlabelled(order.data / unlabelled))
@@ -216,7 +217,7 @@ class _Told:
             recorder.say(sentence)
 
 
-def _with_teacher(config: TrainConfig, tracking: Tracking) -> tuple[TrainConfig, TeacherOrigin | None]:
+def with_teacher(config: TrainConfig, tracking: Tracking) -> tuple[TrainConfig, TeacherOrigin | None]:
     """Fetch the teacher that a student's configuration names: its REF becomes the directory of its bundle."""
     ref = getattr(config, "teacher", None)
     if ref is None:

@@ -41,7 +41,7 @@ from training.config import (
     TaggingTransformerConfig,
     TransformerModel,
 )
-from training.data.labels import known_labels, known_tags
+from training.data.labels import implied_labels, known_labels, known_tags
 from training.data.splits import IntentRows, Splits, TaggingRows
 from training.encoder import CONFIG, resolve
 from training.export import network_to_onnx
@@ -169,7 +169,7 @@ def fit_intent(
     check_scope(config.scope, splits)
     settings, valid = config.training, splits.valid
     labels = known_labels(splits.train.each_label(), splits.train.file)
-    drafted, network = _intent_draft(config, labels, gives_several=splits.train.label_sets is not None)
+    drafted, network = _intent_draft(config, labels, label_sets=splits.train.label_sets)
     model = IntentModel(drafted.contents, drafted.reader)
     signature = drafted.contents.signature
     encoded = drafted.encode(splits, model.encode)
@@ -222,7 +222,7 @@ def settled(
 
 
 def _intent_draft(
-    config: IntentTransformerConfig, labels: Sequence[str], *, gives_several: bool
+    config: IntentTransformerConfig, labels: Sequence[str], *, label_sets: Sequence[Sequence[str]] | None
 ) -> tuple[Draft, IntentNetwork]:
     drafted = _draft(config.model, config.training, labels=labels)
     network = IntentNetwork(
@@ -231,7 +231,8 @@ def _intent_draft(
         dropout=config.model.dropout,
         cosine_scale=config.training.cosine_scale,
     )
-    contents = drafted.contents.model_copy(update={"gives_several_labels": gives_several})
+    several = {"gives_several_labels": True, "implied_labels": implied_labels(label_sets)} if label_sets else {}
+    contents = drafted.contents.model_copy(update=several)
     return replace(drafted, network=network, contents=contents), network
 
 

@@ -29,6 +29,7 @@ _N_DIGITS = 4
 _FIXED = {
     "task": "a study is of one task",
     "model.kind": "a study is of one kind of model; write one for each",
+    "training.engine": "where a model is trained does not make it better",
     "training.seed": "a lucky seed is not a better setting; `repeats` averages over seeds",
 }
 

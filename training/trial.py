@@ -13,16 +13,18 @@ from typing import Any
 
 import numpy as np
 
+from models.errors import ConfigError
 from models.manifest import Contents, SplitDigest
 from models.metrics import MAIN_METRIC
 from models.model import Model, open_model
-from registry.bundle import MODEL, MODEL_INT8
+from registry.bundle import VARIANTS
 from registry.evaluation import Report
 from registry.run import Run
+from registry.tracking import Tracking
+from training import line
 from training.config import RankingPairsConfig, TrainConfig
 from training.data.splits import Splits
 from training.fit import Checkpoint, Fitted, Recorder
-from training.line import family_of
 from training.proof import Proof
 from training.space import Space, latency_calls
 from training.tune_config import Objective, TuneConfig
@@ -47,16 +49,26 @@ class Bench:
     that bad rows are refused before hours go into a study, and then let go: no trial sees it.
     """
 
-    def __init__(self, config: TuneConfig, space: Space, data: Path) -> None:
+    def __init__(self, config: TuneConfig, space: Space, data: Path, tracking: Tracking) -> None:
         self._config = config
+        self._tracking = tracking
         self._call = config.latency_call or usual_call(space.task)
         self._is_timed = "latency" in config.objectives
         base = space.config({})
         self._metric = MAIN_METRIC[base.task]
-        self._family: Any = family_of(base.task)
-        read = [self._family.read(data, _seeded(base, repeat)) for repeat in range(config.repeats)]
+        self._family: Any = line.family_of(base.task)
+        if getattr(base.training, "engine", "local") == "torchrun":
+            raise ConfigError(
+                "a trial trains in its own process, training.engine of the base configuration is torchrun; "
+                "leave it out there, and train the best configuration with it",
+                field="training.engine",
+            )
+        read = [line.read(line.Order(_seeded(base, repeat), data, "")) for repeat in range(config.repeats)]
         self.notes: tuple[str, ...] = read[0].notes
         self._splits: list[Splits[Any]] = [replace(splits, test=None) for splits in read]
+        origin = line.with_teacher(base, tracking)[1]
+        self.teacher = None if origin is None else origin.digest
+        """Digest of the bundle that a student's base configuration learns from."""
         self._opened: dict[int, tuple[str, Model]] = {}
         self._featurizers: dict[Any, Any] = {}
 
@@ -65,7 +77,7 @@ class Bench:
         """What the trials of the first seed are trained and judged on."""
         return {
             split: SplitDigest(file=rows.file, rows=len(rows), sha256=rows.sha256)
-            for split, rows in self._splits[0].named().items()
+            for split, rows in self._splits[0].sources().items()
         }
 
     def run(
@@ -94,6 +106,7 @@ class Bench:
     ) -> Outcome:
         begin = time.perf_counter()
         fingerprint = hashlib.sha256(config.model_dump_json().encode()).hexdigest()
+        config, _ = line.with_teacher(config, self._tracking)
         directory = scratch / f"checkpoint-{fingerprint[:16]}"
         checkpoint = Checkpoint(directory, fingerprint, resume=directory.exists())
         with self._kept(config):
@@ -121,7 +134,7 @@ class Bench:
         """Open a model, or give the one that was opened before where all but the network itself is the same."""
         digest = hashlib.sha256(contents.model_dump_json().encode())
         for file in sorted(directory.iterdir()):
-            if file.name not in {MODEL, MODEL_INT8}:
+            if file.name not in VARIANTS.values():
                 digest.update(file.name.encode() + hashlib.sha256(file.read_bytes()).digest())
         known = self._opened.get(repeat)
         if known is None or known[0] != digest.hexdigest():

@@ -94,7 +94,7 @@ def run(order: Order, tracking: Tracking, terminal: Recorder) -> Tuned:
     """
     started = time.monotonic()
     check_name(order.name)
-    bench = Bench(order.config, order.space, order.data)
+    bench = Bench(order.config, order.space, order.data, tracking)
     for note in bench.notes:
         terminal.say(f"note: {note}")
     study = _study(order, bench, tracking.workspace.open())
@@ -114,11 +114,10 @@ def run(order: Order, tracking: Tracking, terminal: Recorder) -> Tuned:
 
 def _worker(number: int, order: Order, root: Path, uri: str, parent_id: str, deadline: float | None) -> None:
     """Carry out trials in a process of its own."""
-    workspace = Workspace(root)
-    bench = Bench(order.config, order.space, order.data)
-    study = _study(order, bench, workspace)
-    part = Part(order, bench, study, Tracking(workspace, uri), Terminal(), parent_id, f"worker {number}, ")
-    part.work(deadline)
+    tracking = Tracking(Workspace(root), uri)
+    bench = Bench(order.config, order.space, order.data, tracking)
+    study = _study(order, bench, tracking.workspace)
+    Part(order, bench, study, tracking, Terminal(), parent_id, f"worker {number}, ").work(deadline)
 
 
 def _study(order: Order, bench: Bench, workspace: Workspace) -> Study:
@@ -127,6 +126,7 @@ def _study(order: Order, bench: Bench, workspace: Workspace) -> Study:
         "config": order.config.model_dump(mode="json", exclude={"base", "budget"}),
         "base": order.space.config({}).model_dump(mode="json"),
         "data": {split: one.sha256 for split, one in bench.digests.items()},
+        "teacher": bench.teacher,
     }
     fingerprint = hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
     return Study(workspace.tuning / f"{order.name}-{fingerprint[:12]}", order.config, order.space)

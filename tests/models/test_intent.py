@@ -109,3 +109,16 @@ def test_a_text_may_have_several_labels_and_none_of_them_is_out_of_scope() -> No
     assert none.confidence == pytest.approx((1 - sigmoid(-1)) * (1 - sigmoid(-3)))
     assert answered_label(several) == "a + c"
     assert answered_label(none) == "oos"
+
+
+def test_a_label_never_stands_without_what_it_implies() -> None:
+    implied = {"sneakers": ("shoes", "apparel"), "shoes": ("apparel",)}
+    intent = decode_intents(
+        np.array([-2.0, -1.0, 1.5, -9.0]), ("apparel", "shoes", "sneakers", "toys"), 1.0, implied=implied
+    )
+    chance = 1 / (1 + math.exp(-1.5))
+    assert {one.label: one.confidence for one in intent.labels} == pytest.approx(
+        dict.fromkeys(("apparel", "shoes", "sneakers"), chance)
+    )
+    # Of equal chances, what stands above comes first.
+    assert [one.label for one in intent.labels] == ["apparel", "shoes", "sneakers"]

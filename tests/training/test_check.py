@@ -87,3 +87,24 @@ def test_the_report_is_kept_in_a_run(tmp_path: Path) -> None:
     page = Path(run.info.artifact_uri.removeprefix("file://")) / "data" / "report.html"
     assert page.read_text() == report.html()
     assert "2 of the 2 test texts" in run.data.tags["mlflow.note.content"]
+
+
+def test_a_click_log_is_told_by_position_and_its_relevance_is_not_counted_as_judged(tmp_path: Path) -> None:
+    shown = [
+        {"query_id": q, "doc_id": d, "position": p, "clicked": int(p == 1), "features": {"price": len(q) + p}}
+        for q in ("a", "bb", "ccc") for p, d in enumerate("xyz", start=1)
+    ]  # fmt: skip
+    found = {finding.rule: finding for finding in check_data(write(tmp_path, train=shown, valid=shown)).findings}
+    assert found["clicks"].sentence == "train is a click log: 9 impressions at 3 positions, 33.3 % of them clicked"
+    assert found["clicks"].chart is not None
+    assert found["clicks"].chart.series["train"] == (100.0, 0.0, 0.0)
+    assert not {"relevance", "contradictions", "judgement_noise"} & set(found)
+
+
+def test_each_of_several_labels_is_counted(tmp_path: Path) -> None:
+    rows = [{"text": f"red shoe {n}", "labels": ["clothing", "shoes"]} for n in range(6)]
+    rows += [{"text": f"hat {n}", "labels": ["clothing"]} for n in range(5)]
+    report = check_data(write(tmp_path, train=rows, valid=rows[:3]))
+    assert report.splits["train"]["most_frequent"] == {"clothing": 11, "shoes": 6}
+    found = {finding.rule: finding for finding in report.findings}
+    assert found["balance_label"].sentence.startswith("2 labels in train, from 6 rows (shoes) to 11 (clothing)")

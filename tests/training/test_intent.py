@@ -14,6 +14,7 @@ from models.errors import ConfigError, DataError
 from models.model import open_model
 from training import intent
 from training.config import IntentLinearConfig, IntentTransformerConfig, parse
+from training.data.labels import implied_labels
 from training.fit import Checkpoint
 from training.terminal import Terminal
 
@@ -70,6 +71,12 @@ def test_an_unknown_label_in_a_list_is_counted_and_oos_is_known_to_a_decision_on
     (tmp_path / "valid.jsonl").write_text(rows("a", "oos"))
     assert len(intent.read(tmp_path, config()).notes) == 1
     assert intent.read(tmp_path, config("scope={aim: {false_alarms_per_1000: 20}}")).notes == ()
+
+
+def test_a_label_implies_what_stands_in_all_of_its_rows() -> None:
+    sets = [("apparel", "shoes")] * 6 + [("apparel", "shoes", "sneakers")] * 10 + [("apparel",)] * 3
+    sets += [("apparel", "rare")] * 9 + [("left", "right")] * 12
+    assert implied_labels(sets) == {"shoes": ("apparel",), "sneakers": ("apparel", "shoes")}
 
 
 def test_a_linear_model_has_no_vector_to_measure_distances_of() -> None:

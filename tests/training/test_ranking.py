@@ -157,6 +157,19 @@ def test_training_stops_by_the_metric_that_evaluation_reports(
     assert list(listener.curve)[:3] == [1, 5, 10]
 
 
+def test_without_patience_all_trees_count(splits: Splits[RankingRows], checkpoint: Checkpoint, tmp_path: Path) -> None:
+    listener = Listener()
+    fitted = ranking.fit(config(patience=None), splits, listener, checkpoint)
+    facts = fitted.parameters()
+    assert facts["n_trees"] == facts["n_grown_trees"] == 40
+    assert facts["valid_ndcg@10"] == listener.curve[40]
+    contents = fitted.write(tmp_path)
+    encoded = [RankingModel(contents).encode(request) for request in splits.valid.requests()]
+    found = OnnxSession(tmp_path / "model.onnx").run(collate(encoded, contents.signature))["score"]
+    features = np.concatenate([one.arrays["features"] for one in encoded])
+    np.testing.assert_array_equal(found, fitted.booster.inplace_predict(features))
+
+
 def test_a_seed_repeats_a_training_and_another_one_does_not(
     splits: Splits[RankingRows], checkpoint: Checkpoint
 ) -> None:

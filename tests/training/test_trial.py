@@ -10,6 +10,9 @@ import pytest
 
 from models.config import validate
 from models.embedding import SentenceEncoder
+from models.errors import ConfigError
+from registry.tracking import Tracking
+from registry.workspace import Workspace
 from tests.tiny_encoder import write_encoder
 from training import pairs, ranking
 from training.data.splits import Splits
@@ -85,7 +88,7 @@ def encoder(tmp_path_factory: pytest.TempPathFactory) -> str:
 def bench(base: dict[str, Any], data: Path, **settings: Any) -> tuple[Bench, Space]:
     config = validate(TuneConfig, {"base": "b", **settings})
     space = Space.of(config, base, base["task"])
-    return Bench(config, space, data), space
+    return Bench(config, space, data, Tracking(Workspace(data / "none"))), space
 
 
 DEPTH = {"space": {"training.max_depth": {"low": 1, "high": 6}}}
@@ -149,6 +152,16 @@ def test_a_trial_is_the_mean_over_its_seeds_each_with_a_part_of_its_own_held_out
     assert outcome.values == (pytest.approx(np.mean(alone)),)
     assert reported == [(1, pytest.approx(alone[0])), (2, pytest.approx(np.mean(alone)))]
     assert set(notes.curves) == {"valid_ndcg@10.seed_13", "valid_ndcg@10.seed_14"}
+
+
+def test_a_base_that_trains_in_several_processes_is_refused(encoder: str, data: Path) -> None:
+    network = {
+        "task": "intent",
+        "model": {"kind": "transformer", "encoder": encoder},
+        "training": {"engine": "torchrun", "n_processes": 2},
+    }
+    with pytest.raises(ConfigError, match="a trial trains in its own process"):
+        bench(network, data, space={"training.head_learning_rate": [0.001, 0.002]})
 
 
 def test_the_curve_of_a_single_training_is_reported_as_it_grows(data: Path, tmp_path: Path) -> None:

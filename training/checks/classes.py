@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from models.tagging import OUTSIDE, spans
 from training.checks.duplicates import Texts, normal
 from training.checks.finding import Cell, Chart, Finding, count, examples, some, verb
-from training.data.splits import TaggingRows
+from training.data.splits import IntentRows, TaggingRows
 
 RARE = 5
 """A label or entity type with fewer training rows is called rare."""
@@ -21,12 +21,17 @@ def classes(named: Mapping[str, Texts]) -> list[Finding]:
     """Find balance, rare and unseen values of labels and of entity types, and words that are the label itself."""
     found = []
     if named["train"].labels is not None:
-        counts = {name: Counter(map(str, rows.labels or ())) for name, rows in named.items()}
+        counts = {name: Counter(_labels(rows)) for name, rows in named.items()}
         found += [*_balance("label", counts), *_unseen("label", counts), *_markers(named["train"])]
     if any(isinstance(rows, TaggingRows) for rows in named.values()):
         counts = {name: _types(rows) for name, rows in named.items() if isinstance(rows, TaggingRows)}
         found += [*_balance("entity type", counts), *_unseen("entity type", counts), *_untagged(named)]
     return found
+
+
+def _labels(rows: Texts) -> Sequence[str]:
+    """Give every label, of rows with several labels each one."""
+    return rows.each_label() if isinstance(rows, IntentRows) else rows.labels or ()
 
 
 def _types(rows: TaggingRows) -> Counter[str]:
@@ -106,7 +111,7 @@ def _untagged(named: Mapping[str, Texts]) -> list[Finding]:
 def _markers(train: Texts) -> list[Finding]:
     """Find words that name their label: `__label__refund` left in a text is what a model would learn instead of it."""
     rows_of: dict[str, Counter[str]] = {}
-    labels = [str(label) for label in train.labels or ()]
+    labels = train.labels or ()
     for text, label in zip(train.requests(), labels, strict=True):
         for word in set(normal(text).split()):
             rows_of.setdefault(word, Counter())[label] += 1

@@ -65,13 +65,13 @@ class _Split:
 
     def answer(self, row: int) -> tuple[str, ...]:
         """Label and tags other than O: what two rows of one text must agree on."""
-        label = () if self.rows.labels is None else (str(self.rows.labels[row]),)
+        label = () if self.rows.labels is None else (self.rows.labels[row],)
         if isinstance(self.rows, IntentRows):
             return label
         return (*label, *[tag for tag in self.rows.tags[row] if tag != OUTSIDE])
 
     def shown(self, row: int) -> str:
-        label = [] if self.rows.labels is None else [str(self.rows.labels[row])]
+        label = [] if self.rows.labels is None else [self.rows.labels[row]]
         if isinstance(self.rows, IntentRows):
             return label[0]
         tokens = zip(self.rows.tokens[row], self.rows.tags[row], strict=True)

@@ -10,6 +10,8 @@ MAX_EXAMPLES = 10
 """Examples that a finding keeps."""
 _MAX_CHARACTERS = 200
 """Of an example's text; a line of a megabyte must not become a page of a megabyte."""
+_MAX_NAME = 60
+"""Characters of a name in a sentence."""
 
 Cell = str | int | float
 Severity = Literal["note", "warning"]
@@ -51,7 +53,7 @@ def examples(rows: Sequence[Mapping[str, Cell]]) -> tuple[Mapping[str, Cell], ..
 
 def some(names: Collection[str], n: int = 5) -> str:
     """Give a few of many names for a sentence."""
-    first = [str(_cut(name)) for name in list(names)[:n]]
+    first = [name if len(name) <= _MAX_NAME else f"{name[: _MAX_NAME - 1]}…" for name in list(names)[:n]]
     return ", ".join(first) + (f" and {len(names) - n:,} more" if len(names) > n else "")
 
 

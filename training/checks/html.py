@@ -30,7 +30,7 @@ section h3{font-size:.95rem;margin:0;color:var(--note)}section.warning h3{color:
 .scroll{overflow-x:auto;margin:.6rem 0}
 table{border-collapse:collapse;font-size:.875rem}
 th,td{text-align:left;vertical-align:top;padding:.25rem .75rem .25rem 0;border-bottom:1px solid var(--line);
-overflow-wrap:break-word;max-width:22rem}
+overflow-wrap:break-word;max-width:min(22rem,65vw)}
 td.number{text-align:right;font-variant-numeric:tabular-nums}
 th{color:var(--pale);font-weight:600}
 figure{margin:.6rem 0}figcaption{font-size:.875rem;color:var(--pale)}

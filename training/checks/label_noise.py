@@ -29,7 +29,7 @@ def label_noise(train: Texts, seed: int) -> list[Finding]:
     """Find the train rows whose label is doubted."""
     if train.labels is None:
         return []
-    texts, labels = train.requests(), [str(label) for label in train.labels]
+    texts, labels = train.requests(), train.labels
     rows_N = sampled(len(texts), min(MAX_ROWS, _MAX_CELLS // max(len(set(labels)), 1)), seed)
     names, found = label_suspects([texts[row] for row in rows_N], [labels[row] for row in rows_N], seed)
     if not len(found):
@@ -59,7 +59,7 @@ def label_suspects(texts: Sequence[str], labels: Sequence[str], seed: int) -> tu
     names, classes_N = numbered(labels)
     if len(names) < 2:
         return names, Suspects(*(np.empty(0, dtype=np.int64),) * 2, *(np.empty(0),) * 2)
-    probabilities_NC = cross_validated(_tfidf(texts), classes_N, stratified_folds(classes_N, seed))
+    probabilities_NC = cross_validated(tfidf(texts), classes_N, stratified_folds(classes_N, seed))
     return names, doubt(probabilities_NC, classes_N, _LOWEST)
 
 
@@ -70,7 +70,7 @@ def sampled(n_rows: int, most: int, seed: int) -> NDArray[np.int64]:
     return np.sort(np.random.default_rng(seed).choice(n_rows, most, replace=False))
 
 
-def _tfidf(texts: Sequence[str]) -> csr_matrix:
+def tfidf(texts: Sequence[str]) -> csr_matrix:
     """(1 + ln count) x (1 + ln((1 + N) / (1 + texts with it))), each row divided by its length [N, F]."""
     read = [ngram_ids(text[:MAX_NGRAM_CHARACTERS], _TEXT) for text in texts]
     ids, counts = (np.concatenate(parts) for parts in zip(*read, strict=True))

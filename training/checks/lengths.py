@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from models.errors import ConfigError
 from models.text import MAX_NGRAM_CHARACTERS
 from training.checks.finding import Cell, Chart, Finding, count, examples, verb
-from training.config import TrainConfig
+from training.config import TrainConfig, TransformerModel
 
 _EDGES = (1, 2, 3, 4, 5, 6, 8, 10, 15, 20, 30, 50, 100, 1000)
 """Words of a text at which a column of the chart begins."""
@@ -82,10 +82,10 @@ def _too_long(texts: Mapping[str, Sequence[str]], config: TrainConfig) -> list[F
 def _limit(config: TrainConfig) -> _Limit | None:
     if config.model.kind == "linear":
         return _Limit(MAX_NGRAM_CHARACTERS, "characters", "")
-    most = getattr(config.model, "max_tokens", None)
-    if config.task == "ranking" or most is None:
-        return None
-    return _Limit(most, "tokens", f" (model.max_tokens {most})")
+    # A model that reads windows takes more, and a cross-encoder cuts titles.
+    if isinstance(config.model, TransformerModel) and config.model.max_windows == 1:
+        return _Limit(config.model.max_tokens, "tokens", f" (model.max_tokens {config.model.max_tokens})")
+    return None
 
 
 def _sizes(split: Sequence[str], limit: _Limit, config: TrainConfig) -> dict[int, int]:

@@ -16,13 +16,17 @@ from training.data.splits import RankingRows
 
 _EDGES = (1, 2, 3, 5, 8, 11, 21, 51, 101, 201, 501, 1001)
 """Documents of a list at which a column of the chart begins."""
+_MAX_POSITIONS = 20
+"""Positions of a click log that the chart shows."""
 _ORDERED = 0.5
 """Part of the way from a random order to the best one from which the file's order is called sorted."""
 
 
 def lists(named: Mapping[str, RankingRows]) -> list[Finding]:
     """Find sizes, relevance, lists without difference, order that leaks, and lists or judgements that stand twice."""
-    return [*_sizes(named), *_relevance(named), *_file_order(named), *_repeated(named), *_contradictions(named)]
+    graded = {name: rows for name, rows in named.items() if rows.clicks is None}
+    found = [*_sizes(named), *_clicks(named["train"]), *_relevance(graded), *_without_difference(named["train"])]
+    return [*found, *_file_order(graded), *_repeated(named), *_contradictions(graded)]
 
 
 def _sizes(named: Mapping[str, RankingRows]) -> list[Finding]:
@@ -50,44 +54,71 @@ def _sizes(named: Mapping[str, RankingRows]) -> list[Finding]:
     return [Finding("list_sizes", "note", float(np.median(train)), sentence, chart=chart)]
 
 
-def _relevance(named: Mapping[str, RankingRows]) -> list[Finding]:
-    counts = {
-        name: Counter(np.concatenate(rows.labels).astype(int).tolist()) for name, rows in named.items() if len(rows)
-    }
+def _clicks(train: RankingRows) -> list[Finding]:
+    if train.clicks is None:
+        return []
+    positions = np.concatenate([shown.positions for shown in train.clicks])
+    clicked = np.concatenate([shown.clicked for shown in train.clicks])
+    n_shown = np.bincount(positions)[1:]
+    rates = np.bincount(positions, weights=clicked)[1:] / np.maximum(n_shown, 1)
+    shown = min(len(rates), _MAX_POSITIONS)
+    chart = Chart(
+        "clicks per impression at a position, in %",
+        tuple(str(position) for position in range(1, shown + 1)),
+        {"train": tuple(float(100 * rate) for rate in rates[:shown])},
+        "%",
+        "columns",
+    )
+    sentence = (
+        f"train is a click log: {count(len(positions), 'impression')} at {count(len(rates), 'position')}, "
+        f"{percent(clicked.sum(), len(clicked))} of them clicked"
+    )
+    return [Finding("clicks", "note", float(clicked.mean()), sentence, chart=chart)]
+
+
+def _relevance(graded: Mapping[str, RankingRows]) -> list[Finding]:
+    if "train" not in graded:
+        return []
+    counts = {name: Counter(np.concatenate(rows.labels).astype(int).tolist()) for name, rows in graded.items()}
     grades = sorted({grade for of_split in counts.values() for grade in of_split})
     series = {
         name: tuple(100 * of_split[grade] / of_split.total() for grade in grades) for name, of_split in counts.items()
     }
     chart = Chart("relevance, share of each split in %", tuple(map(str, grades)), series, "%", "columns")
-    train = named["train"]
+    train, n_documents = graded["train"], counts["train"].total()
     n_relevant = sum(n for grade, n in counts["train"].items() if grade > 0)
     n_empty = sum(not labels_D.any() for labels_D in train.labels)
-    n_alike = sum(len(set(labels_D.tolist())) < 2 for labels_D in train.labels)
     sentence = (
-        f"{percent(n_relevant, counts['train'].total())} of the train documents are relevant, in grades "
+        f"{percent(n_relevant, n_documents)} of the train documents are relevant, in grades "
         f"{', '.join(map(str, grades))}; {n_empty:,} of the {len(train):,} queries have no relevant document"
     )
-    found = [Finding("relevance", "note", n_relevant / counts["train"].total(), sentence, chart=chart)]
-    if n_alike:
-        sentence = (
-            f"{n_alike:,} of the {len(train):,} train queries ({percent(n_alike, len(train))}) have one relevance for "
-            "all their documents: nothing is learnt from them; judge more documents or leave them out"
-        )
-        severity: Severity = "warning" if n_alike > len(train) / 2 else "note"
-        found.append(Finding("lists_without_difference", severity, n_alike, sentence))
-    return found
+    return [Finding("relevance", "note", n_relevant / n_documents, sentence, chart=chart)]
+
+
+def _without_difference(train: RankingRows) -> list[Finding]:
+    n_alike = sum(len(set(labels_D.tolist())) < 2 for labels_D in train.labels)
+    if not n_alike:
+        return []
+    sentence = (
+        f"{n_alike:,} of the {len(train):,} train queries ({percent(n_alike, len(train))}) "
+        f"{verb(n_alike, 'has', 'have')} one relevance for all documents: nothing is learnt from "
+        f"{verb(n_alike, 'it', 'them')}; judge more documents, or leave {verb(n_alike, 'it', 'them')} out"
+    )
+    severity: Severity = "warning" if n_alike > len(train) / 2 else "note"
+    return [Finding("lists_without_difference", severity, n_alike, sentence)]
 
 
 def _file_order(named: Mapping[str, RankingRows]) -> list[Finding]:
     """Equal scores keep the order they came in: a file sorted by relevance flatters every model with ties."""
     found = []
-    for name, rows in named.items():
+    for name in sorted(named.keys() - {"train"}):
+        rows = named[name]
         sizes = [len(labels_D) for labels_D in rows.labels]
         lists_N = np.repeat(np.arange(len(rows)), sizes)
         labels_N = np.concatenate(rows.labels)
         in_order = expected_ndcg(-np.arange(len(labels_N), dtype=np.float64), labels_N, lists_N)
         at_random = expected_ndcg(np.zeros(len(labels_N)), labels_N, lists_N)
-        if in_order > at_random + _ORDERED * (1 - at_random) and name != "train":
+        if in_order > at_random + _ORDERED * (1 - at_random):
             sentence = (
                 f"the lists of {name} stand in the order of their relevance (ndcg@10 of the file's order "
                 f"{in_order:.3f}, of a random one {at_random:.3f}): equal scores keep the file's order, so an unsure "

@@ -82,8 +82,10 @@ def _of_lists(named: Mapping[str, RankingRows], seed: int) -> list[Finding]:
     train = named["train"]
     seen = judged(train, train.feature_names, seed)
     test = judged(named["test"], train.feature_names, seed) if "test" in named else None
-    noise = judgement_noise(with_lexical(seen, train), train, seed)
-    return [*lists(named), *features(seen, test, seed), *noise]
+    found = [*lists(named), *features(seen, test, seed)]
+    if train.clicks is None:
+        found += judgement_noise(with_lexical(seen, train), train, seed)
+    return found
 
 
 def _figures(rows: IntentRows | TaggingRows | RankingRows) -> dict[str, Any]:
@@ -97,8 +99,9 @@ def _figures(rows: IntentRows | TaggingRows | RankingRows) -> dict[str, Any]:
         return figures
     figures["words"] = _spread([len(text.split()) for text in rows.requests()])
     if rows.labels is not None:
-        figures["labels"] = len(set(rows.labels))
-        figures["most_frequent"] = dict(Counter(map(str, rows.labels)).most_common(3))
+        labels = rows.each_label() if isinstance(rows, IntentRows) else rows.labels
+        figures["labels"] = len(set(labels))
+        figures["most_frequent"] = dict(Counter(labels).most_common(3))
     if isinstance(rows, TaggingRows):
         figures["entity_types"] = len({tag[2:] for tags in rows.tags for tag in tags if tag != "O"})
     return figures

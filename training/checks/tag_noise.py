@@ -66,16 +66,16 @@ def tag_suspects(rows: TaggingRows, seed: int) -> tuple[list[str], list[tuple[in
     sentences_N = np.repeat(np.arange(len(rows)), [len(sentence) for sentence in rows.tokens])
     folds_N = stratified_folds(np.zeros(len(rows), dtype=np.int64), seed)[sentences_N]
     places = [(row, token) for row, sentence in enumerate(rows.tokens) for token in range(len(sentence))]
-    return names, places, doubt(cross_validated(_features(rows), classes_N, folds_N), classes_N, _LOWEST)
+    return names, places, doubt(cross_validated(tag_features(rows), classes_N, folds_N), classes_N, _LOWEST)
 
 
-def _features(rows: TaggingRows) -> csr_matrix:
+def tag_features(rows: TaggingRows) -> csr_matrix:
     """Which of the features of a word's place are there [words, F]."""
     columns: dict[tuple[str, ...], int] = {}
     ids: list[int] = []
     starts = [0]
     for row, sentence in enumerate(rows.tokens):
-        label = "" if rows.labels is None else str(rows.labels[row])
+        label = "" if rows.labels is None else rows.labels[row]
         for features in _context([normal(token) for token in sentence], label):
             ids += [columns.setdefault(feature, len(columns)) for feature in features]
             starts.append(len(ids))

@@ -10,6 +10,8 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from models.errors import DataError
 from models.manifest import OOS_LABEL
 
+_MIN_ROWS_TO_IMPLY = 10
+
 
 def text_problem(name: str, text: object) -> str | None:
     """Check a text or a label: a string with something to see, in whole Unicode characters."""
@@ -60,6 +62,24 @@ def known_labels(labels: Iterable[str], file: str) -> tuple[str, ...]:
     if len(known) < 2:
         raise DataError(f"{file} must have rows of at least two labels, all of them are {known[0]!r}")
     return known
+
+
+def implied_labels(label_sets: Sequence[Sequence[str]]) -> dict[str, tuple[str, ...]]:
+    """For each label the others that stand in every one of its rows: a product type's department, and what is above it.
+
+    A label that is always with another, and the other always with it, implies nothing: neither is above. Nor does one
+    of fewer than 10 rows, which may be with another by chance.
+    """
+    sets_of: dict[str, list[set[str]]] = {}
+    for labels in label_sets:
+        for label in labels:
+            sets_of.setdefault(label, []).append(set(labels))
+    found = {}
+    for label, sets in sorted(sets_of.items()):
+        above = sorted(one for one in set.intersection(*sets) if len(sets_of[one]) > len(sets))
+        if above and len(sets) >= _MIN_ROWS_TO_IMPLY:
+            found[label] = tuple(above)
+    return found
 
 
 def known_tags(tags: Iterable[Sequence[str]], file: str) -> tuple[str, ...]:

@@ -50,12 +50,6 @@ def read_parquet(path: Path) -> RankingRows:
     return to_rows(documents, problems, digest(content))
 
 
-def has_only_texts(path: Path) -> bool:
-    """Tell whether a file has `query` and `title` and no numeric feature; DataError where it is no Parquet file."""
-    names = {*open_table(read_bytes(path), path.name).column_names}
-    return {*TEXTS} <= names and not names - {*KEYS, *TEXTS}
-
-
 def open_table(content: bytes, file: str) -> pa.Table:
     """Open a file's content; DataError where it is not Parquet."""
     try:

@@ -1,0 +1,1 @@
+"""What the checks of a person's data find, and what they cost."""
