@@ -142,10 +142,10 @@ def _train(options: argparse.Namespace) -> Answer:
 
 
 def _tune(options: argparse.Namespace) -> Answer:
-    from training import tune
-    from training.space import read_tuning
     from training.terminal import terminal
-    from training.trials import Order
+    from training.tuning import tune
+    from training.tuning.space import read_tuning
+    from training.tuning.trials import Order
 
     config, space = read_tuning(options.config, options.set, options.task)
     order = Order(

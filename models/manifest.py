@@ -155,8 +155,8 @@ class SplitDigest(_Part):
 class Manifest(Contents):
     """All of `manifest.json`; `files` maps every other file of the bundle to its sha256.
 
-    int8_recipe: how `model.int8.onnx` was made, where there is one (`training.recipes`). fp16_tolerance: how far
-    another processor's answers of `model.fp16.onnx` may be from its golden ones, where there is one.
+    int8_recipe: how `model.int8.onnx` was made, where there is one (`training.quantization.recipes`).
+    fp16_tolerance: how far another processor's answers of `model.fp16.onnx` may be from its golden ones, where there is one.
     """
 
     format: int

@@ -18,7 +18,7 @@ from pydantic import (
 from models.config import Config, validate
 from models.errors import ConfigError
 from models.manifest import ScopeScore
-from training.recipes import RecipeName
+from training.quantization.recipes import RecipeName
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
 

@@ -22,7 +22,6 @@ from registry.bundle import Bundle, draft, seal
 from registry.evaluation import Report
 from registry.references import check_name
 from registry.tracking import FINGERPRINT, Tracking
-from training import recipe_report
 from training.checks.report import PAGE, report_on
 from training.config import TrainConfig, parse
 from training.data.splits import Splits
@@ -31,6 +30,7 @@ from training.evaluate import evaluate
 from training.fit import Checkpoint, Fitted, Recorder
 from training.pictures import latency_bars, pictures, propensity_curve
 from training.proof import FP16_MARGIN, Proof
+from training.quantization import report as recipes
 
 
 def family_of(task: FamilyName) -> Any:
@@ -135,9 +135,9 @@ def run(order: Order, tracking: Tracking, terminal: Recorder) -> Trained:
         record.figure(latency_bars({name: variant.latency for name, variant in report.variants.items()}), "latency")
         if contents.propensities is not None:
             record.figure(propensity_curve(contents.propensities), "propensities")
-        if recipes := recipe_report.table(report):
-            record.text(recipes, "int8_recipes.md")
-        if (drawn := recipe_report.picture(report)) is not None:
+        if table := recipes.table(report):
+            record.text(table, "int8_recipes.md")
+        if (drawn := recipes.picture(report)) is not None:
             record.figure(drawn, "int8_recipes")
         version = tracking.register(bundle, record)
         trained = Trained(order.name, version, record.id, bundle, report, time.perf_counter() - started)

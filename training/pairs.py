@@ -24,7 +24,7 @@ from training.data.splits import RankingRows
 from training.encoder import resolve
 from training.export import network_to_onnx
 from training.fit import Recorder
-from training.quantizer import quantize
+from training.quantization.quantizer import quantize
 
 _CHUNK = 64
 _N_CACHED = 50_000

@@ -21,10 +21,10 @@ from training.config import QuantizeConfig, TrainConfig
 from training.data.splits import RankingRows, Splits
 from training.evaluate import Answered, AnyRows, Evaluation, answer, judge
 from training.fit import Fitted, Recorder
-from training.half import to_fp16
 from training.latency import latency
 from training.parity import compare
-from training.quantize import Source, choose, loss_measures
+from training.quantization.half import to_fp16
+from training.quantization.quantize import Source, choose, loss_measures
 from training.slices import times_asked
 
 FP16_MARGIN = 4

@@ -25,15 +25,15 @@ from models.model import open_model
 from models.session import OnnxSession
 from registry.bundle import MODEL, open_bundle
 from registry.evaluation import Quantization, RecipeTrial, Report
-from training import recipe_report
 from training.config import EvaluateConfig, QuantizeConfig, parse
 from training.encoder import CONFIG, resolve
 from training.evaluate import Evaluation, answer, judge
 from training.latency import side_by_side
 from training.line import family_of
-from training.quantize import FLOAT32, Source, batch_effect, choose
-from training.quantizer import quantize
-from training.recipes import RECIPES
+from training.quantization import report as recipe_report
+from training.quantization.quantize import FLOAT32, Source, batch_effect, choose
+from training.quantization.quantizer import quantize
+from training.quantization.recipes import RECIPES
 from training.terminal import Terminal
 
 HERE = Path(__file__).parent

@@ -19,7 +19,7 @@ from tests.tiny_encoder import write_encoder
 from training import cross_encoder, line, ranking
 from training.config import parse
 from training.fit import Checkpoint
-from training.quantize import quantize
+from training.quantization.quantizer import quantize
 from training.terminal import Terminal
 
 COLOURS, THINGS = ("red", "blue", "green"), ("shoe", "shirt", "order")

@@ -11,7 +11,7 @@ from models.session import OnnxSession
 from tests.tiny_encoder import N_TOKENS, write_encoder
 from training import export
 from training.export import network_to_onnx
-from training.quantizer import quantize
+from training.quantization.quantizer import quantize
 
 SIGNATURE = Signature(
     inputs=(

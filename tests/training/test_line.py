@@ -16,8 +16,9 @@ from registry.predictions import Predictions
 from registry.tracking import Tracking
 from registry.workspace import Workspace
 from tests.tiny_encoder import write_encoder
-from training import line, proof, quantize
+from training import line, proof
 from training.config import parse
+from training.quantization import quantize
 from training.terminal import Terminal
 
 COLOURS, SHOES = ("red", "blue", "green"), ("shoe", "shirt")

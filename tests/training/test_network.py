@@ -22,7 +22,7 @@ from training.data.splits import IntentRows, Splits, TaggingRows
 from training.fit import Checkpoint
 from training.loop import _rate
 from training.network import fit_intent
-from training.quantize import quantize
+from training.quantization.quantizer import quantize
 from training.tagging import TaggingSplits
 
 COLOURS, BRANDS = ("red", "blue", "green"), ("nike", "adidas")

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from models.errors import DataError, RefusedError
-from training import workers
+from training.tuning import workers
 
 
 def write(number: int, directory: Path) -> None:
@@ -73,8 +73,8 @@ def test_the_refusal_of_one_is_raised_when_all_have_ended(tmp_path: Path) -> Non
 
 _SCRIPT = """
 from pathlib import Path
-from training import workers
-from tests.training.test_workers import wait
+from training.tuning import workers
+from tests.training.tuning.test_workers import wait
 if __name__ == "__main__":
     workers.run(2, wait, (Path({!r}),), print)
 """
@@ -84,7 +84,7 @@ if __name__ == "__main__":
 def test_workers_end_with_the_first_process_however_it_ends(tmp_path: Path, signal_number: int) -> None:
     script = tmp_path / "start.py"
     script.write_text(_SCRIPT.format(str(tmp_path)))
-    root = Path(__file__).parents[2]
+    root = Path(__file__).parents[3]
     first = subprocess.Popen(
         [sys.executable, script], env={**os.environ, "PYTHONPATH": str(root)}, stderr=subprocess.PIPE
     )

@@ -1,8 +1,8 @@
 """From `model.onnx` to an INT8 model by a recipe: one graph is rewritten, so that answers do not depend on the batch.
 
 ONNX Runtime's own dynamic quantization takes one range for a whole batch: MiniLM-L6's tag logits of size 1.0 move by
-0.29 when texts are batched. Here an activation is scaled by a range measured beforehand (`training.calibration`), or
-row by row (a token) by its own largest value, and a text is answered alone as in any batch (1e-7). Layer norms fused
+0.29 when texts are batched. Here an activation is scaled by a range measured beforehand
+(`training.quantization.ranges`), or row by row (a token) by its own largest value, and a text is answered alone as in any batch (1e-7). Layer norms fused
 with what is added before them are taken apart: ONNX Runtime's SkipLayerNormalization takes 0.73 ms on the CPU for 384
 tokens of 384 channels, Sum and LayerNormalization 0.12 ms. `docs/decisions/0004-int8-recipes.md` has the figures.
 
@@ -23,8 +23,8 @@ from numpy.typing import ArrayLike, NDArray
 from onnx import TensorProto, helper, numpy_helper
 from onnxruntime.quantization import QuantType, quantize_dynamic
 
-from training.calibration import Range
-from training.recipes import RECIPES, Recipe
+from training.quantization.ranges import Range
+from training.quantization.recipes import RECIPES, Recipe
 
 _CONTRIB = "com.microsoft"
 _WEIGHT_LEVELS = 63  # 7 bits: AVX2 adds two products in 16 bits, and 2 x 255 x 63 just fits

@@ -19,7 +19,7 @@ from models.config import read, validate
 from models.errors import ConfigError
 from training.config import TrainConfig, parse
 from training.latency import BATCH_SIZES, LIST_SIZES
-from training.tune_config import Entry, Range, TuneConfig, is_multiple
+from training.tuning.config import Entry, Range, TuneConfig, is_multiple
 
 Value = bool | int | float | str | None
 

@@ -21,13 +21,14 @@ from registry.references import check_name
 from registry.run import Run
 from registry.tracking import Tracking
 from registry.workspace import Workspace
-from training import line, workers
+from training import line
 from training.fit import Recorder
-from training.study import BASE, Study
 from training.terminal import Terminal
-from training.trial import Bench
-from training.trials import EXPERIMENT, RUN_ID, STATES, Order, Part, named
-from training.tune_pictures import pictures
+from training.tuning import workers
+from training.tuning.pictures import pictures
+from training.tuning.study import BASE, Study
+from training.tuning.trial import Bench
+from training.tuning.trials import EXPERIMENT, RUN_ID, STATES, Order, Part, named
 
 _TRAINED = "trained"
 

@@ -3,7 +3,7 @@ import io
 import pytest
 
 from registry.evaluation import Parity, Quantization, RecipeTrial, Report, Variant
-from training import recipe_report
+from training.quantization import report as recipe_report
 
 
 def report(*, kept=True, timed=True):

@@ -10,9 +10,9 @@ import pytest
 
 from models.config import validate
 from models.errors import WorkspaceError
-from training.space import Space
-from training.study import BASE, Claim, Study
-from training.tune_config import TuneConfig
+from training.tuning.config import TuneConfig
+from training.tuning.space import Space
+from training.tuning.study import BASE, Claim, Study
 
 CONFIG = {"task": "ranking", "model": {"kind": "xgboost"}}
 ENTRIES = {"training.l2": {"low": 0.5, "high": 50, "log": True}, "training.pair_method": ["topk", "mean"]}

@@ -26,8 +26,8 @@ from training.config import RankingPairsConfig, TrainConfig
 from training.data.splits import Splits
 from training.fit import Checkpoint, Fitted, Recorder
 from training.proof import Proof
-from training.space import Space, latency_calls
-from training.tune_config import Objective, TuneConfig
+from training.tuning.config import Objective, TuneConfig
+from training.tuning.space import Space, latency_calls
 
 _N_RESAMPLES = 100
 """Intervals of a trial are read by nobody."""

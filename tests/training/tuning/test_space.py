@@ -10,8 +10,8 @@ import yaml
 from models.config import read, shipped, validate
 from models.errors import ConfigError
 from training.config import parse
-from training.space import Space, read_tuning
-from training.tune_config import TuneConfig
+from training.tuning.config import TuneConfig
+from training.tuning.space import Space, read_tuning
 
 LINEAR = {"task": "intent", "model": {"kind": "linear"}}
 TREES = {"task": "ranking", "model": {"kind": "xgboost"}}

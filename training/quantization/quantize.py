@@ -18,14 +18,14 @@ from models.metrics import MAIN_METRIC
 from models.model import Model
 from models.session import OnnxSession
 from registry.evaluation import RecipeTrial
-from training.calibration import Range, ranges
 from training.config import QuantizeConfig
 from training.data.splits import Request
 from training.evaluate import Answered, answer
 from training.fit import Recorder
 from training.latency import side_by_side
-from training.quantizer import products, quantize
-from training.recipes import LADDERS, RECIPES, Recipe, RecipeName
+from training.quantization.quantizer import products, quantize
+from training.quantization.ranges import Range, ranges
+from training.quantization.recipes import LADDERS, RECIPES, Recipe, RecipeName
 
 FLOAT32 = "float32"
 

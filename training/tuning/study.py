@@ -21,8 +21,8 @@ from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy.exc import SQLAlchemyError
 
 from models.errors import WorkspaceError
-from training.space import Space
-from training.tune_config import Cost, HyperbandPruner, MedianPruner, TuneConfig
+from training.tuning.config import Cost, HyperbandPruner, MedianPruner, TuneConfig
+from training.tuning.space import Space
 
 _TIMEOUT_S = 60
 """How long a process waits for another one's write to the storage."""

@@ -15,10 +15,10 @@ from models.errors import RankyardError, RefusedError, UnavailableError, Workspa
 from registry.run import Run
 from registry.tracking import Tracking
 from training.fit import Recorder
-from training.space import Space
-from training.study import BASE, Claim, Study
-from training.trial import Bench, Outcome
-from training.tune_config import TuneConfig
+from training.tuning.config import TuneConfig
+from training.tuning.space import Space
+from training.tuning.study import BASE, Claim, Study
+from training.tuning.trial import Bench, Outcome
 
 EXPERIMENT = "tuning"
 RUN_ID = "run_id"

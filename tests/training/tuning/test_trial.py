@@ -16,9 +16,9 @@ from registry.workspace import Workspace
 from tests.tiny_encoder import write_encoder
 from training import pairs, ranking
 from training.data.splits import Splits
-from training.space import Space
-from training.trial import Bench
-from training.tune_config import TuneConfig
+from training.tuning.config import TuneConfig
+from training.tuning.space import Space
+from training.tuning.trial import Bench
 
 
 class Notes:

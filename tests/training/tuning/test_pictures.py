@@ -9,10 +9,10 @@ import optuna
 from optuna.trial import FrozenTrial, TrialState
 
 from models.config import validate
-from training.space import Space
-from training.trials import Order
-from training.tune_config import TuneConfig
-from training.tune_pictures import pictures
+from training.tuning.config import TuneConfig
+from training.tuning.pictures import pictures
+from training.tuning.space import Space
+from training.tuning.trials import Order
 
 BASE = {"task": "ranking", "model": {"kind": "xgboost"}}
 ENTRIES = {"training.l2": {"low": 0.1, "high": 10, "log": True}, "training.pair_method": ["topk", "mean"]}

@@ -6,10 +6,10 @@ from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 
 from models.session import OnnxSession
-from training.calibration import Range
-from training.calibration import ranges as measured
-from training.quantizer import products, quantize
-from training.recipes import RECIPES
+from training.quantization.quantizer import products, quantize
+from training.quantization.ranges import Range
+from training.quantization.ranges import ranges as measured
+from training.quantization.recipes import RECIPES
 
 K, N = 16, 8
 

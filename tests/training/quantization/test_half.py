@@ -6,7 +6,7 @@ from models.networks.transformer import TransformerNetwork, load_encoder
 from models.session import OnnxSession
 from tests.tiny_encoder import N_TOKENS, write_encoder
 from training.export import network_to_onnx
-from training.half import to_fp16
+from training.quantization.half import to_fp16
 
 
 @pytest.fixture(scope="module")

@@ -18,9 +18,9 @@ import rankyard
 from models.config import read
 from training import ranking
 from training.config import parse
-from training.trial import Bench
+from training.tuning.trial import Bench
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 Run = Callable[..., tuple[int, Any, str]]
 
 
@@ -164,7 +164,7 @@ def test_the_same_command_goes_on_and_trains_again_only_what_is_better(tune: Run
 _KILLED = """
 import sys, time
 import rankyard
-from training.trial import Bench
+from training.tuning.trial import Bench
 honest = Bench.run
 def run(*given, **more):
     run.n += 1

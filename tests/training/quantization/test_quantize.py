@@ -11,8 +11,8 @@ from models.manifest import Contents, Signature, TensorSpec
 from models.session import OnnxSession
 from training.config import QuantizeConfig, parse
 from training.evaluate import Answered
-from training.quantize import Source, choose, loss_measures, relative_error
-from training.recipes import LADDERS, RECIPES
+from training.quantization.quantize import Source, choose, loss_measures, relative_error
+from training.quantization.recipes import LADDERS, RECIPES
 
 K, N, N_VALID = 32, 5, 40
 
@@ -97,7 +97,9 @@ def test_the_first_recipe_within_the_budget_is_kept_and_no_other_is_tried(source
 
 
 def test_a_safer_recipe_is_tried_where_the_fast_one_loses_too_much(source, tmp_path, monkeypatch):
-    monkeypatch.setattr("training.quantize.LADDERS", {"latency": ("static_per_tensor", "tables_8bit", "static")})
+    monkeypatch.setattr(
+        "training.quantization.quantize.LADDERS", {"latency": ("static_per_tensor", "tables_8bit", "static")}
+    )
     whole = source.metrics
 
     def metrics(found):
