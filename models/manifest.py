@@ -156,7 +156,8 @@ class Manifest(Contents):
     """All of `manifest.json`; `files` maps every other file of the bundle to its sha256.
 
     int8_recipe: how `model.int8.onnx` was made, where there is one (`training.quantization.recipes`).
-    fp16_tolerance: how far another processor's answers of `model.fp16.onnx` may be from its golden ones, where there is one.
+    fp16_tolerance: how far another processor's answers of `model.fp16.onnx` may be from its golden ones, where there
+    is one.
     """
 
     format: int
