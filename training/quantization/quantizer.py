@@ -1,10 +1,11 @@
 """From `model.onnx` to an INT8 model by a recipe: one graph is rewritten, so that answers do not depend on the batch.
 
 ONNX Runtime's own dynamic quantization takes one range for a whole batch: MiniLM-L6's tag logits of size 1.0 move by
-0.29 when texts are batched. Here an activation is scaled by a range measured beforehand (`quantization.ranges`), or row
-by row (a token) by its own largest value, and a text is answered alone as in any batch (1e-7). Layer norms fused with what
-is added before them are taken apart: ONNX Runtime's SkipLayerNormalization takes 0.73 ms on the CPU for 384 tokens of 384
-channels, Sum and LayerNormalization 0.12 ms. `docs/decisions/0003-int8-independent-of-the-batch.md` has the figures.
+0.29 when texts are batched. Here an activation is scaled by a range measured beforehand (`quantization.ranges`), or
+row by row (a token) by its own largest value, and a text is answered alone as in any batch (1e-7). Layer norms fused
+with what is added before them are taken apart: ONNX Runtime's SkipLayerNormalization takes 0.73 ms on the CPU for 384
+tokens of 384 channels, Sum and LayerNormalization 0.12 ms. `docs/decisions/0003-int8-independent-of-the-batch.md` has
+the figures.
 
 Shapes: R rows of activations, K inputs and N outputs of one product, V rows of an embedding table, G blocks of K.
 """
