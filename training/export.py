@@ -9,10 +9,11 @@ text of 12 tokens, 51 instead of 62 ms for eight of 64. Every other encoder is e
 from __future__ import annotations
 
 import copy
+import io
 import logging
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 from typing import Any
 
@@ -211,16 +212,13 @@ def _agrees(network: TransformerNetwork, path: Path, probes: list[tuple[Tensor, 
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Leave out what the exporter and the optimizer say to their own developers."""
-    loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "onnx_ir", "onnxruntime")]
-    levels = [logger.level for logger in loggers]
-    for logger in loggers:
-        logger.setLevel(logging.ERROR)
+    """Leave out what the exporter and the optimizer say, and print, to their own developers."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), redirect_stdout(io.StringIO()):
             warnings.filterwarnings("ignore", category=FutureWarning, message=r"`isinstance\(treespec, LeafSpec\)`")
             warnings.filterwarnings("ignore", category=UserWarning, message="# The axis name: .* will not be used")
             yield
     finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)
+        logging.disable(before)
