@@ -1,6 +1,6 @@
 """The one form of a study's results, and the README's table of them.
 
-python -m experiments.report    prints the table of every experiments/*/results/*.json
+python -m experiments.report    prints the table of every experiments/*/results/*.json: the rows with a target
 """
 
 from __future__ import annotations
@@ -84,19 +84,20 @@ def mean_interval(
 
 
 def table() -> str:
-    """Markdown: a line a row of every result, in the order of the studies' names."""
+    """Markdown: a line a row that has a target, in the order of the studies' names; the others are in their files."""
     lines = [
         "| data | configuration | metric | test, 95 % interval | target | published | served as | seeds | seconds |",
         "|---|---|---|---|---|---|---|---|---|",
     ]
     for path in sorted(HERE.glob("*/results/*.json")):
-        lines += [_line(Row(**row)) for row in json.loads(path.read_text()).get("rows", [])]
+        rows = [Row(**row) for row in json.loads(path.read_text()).get("rows", [])]
+        lines += [_line(row) for row in rows if row.target is not None]
     return "\n".join(lines)
 
 
 def _line(row: Row) -> str:
     target = "" if row.target is None else f"{'≤' if row.at_most else '≥'} {row.target:g} {'✓' if row.holds else '✗'}"
-    figure = f"**{row.value:.3f}** [{row.low:.3f}, {row.high:.3f}]"
+    figure = f"**{row.value:.3f}**" + (f" [{row.low:.3f}, {row.high:.3f}]" if row.low < row.high else "")
     model = f"`{row.configuration}`"
     cells = (row.data, model, row.metric, figure, target, row.published, row.served_as, len(row.seeds))
     return f"| {' | '.join(map(str, cells))} | {row.seconds:.0f} |"
