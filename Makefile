@@ -28,6 +28,7 @@ setup: .venv/ready ## .venv from requirements.lock, and the command .venv/bin/ra
 	$(PYTHON) -m venv .venv || { echo "python3 -m venv failed: install your system'\''s venv package (Debian: python3-venv)"; exit 2; }
 	$(BIN)/python -m pip install --disable-pip-version-check --quiet --requirement requirements.lock
 	$(BIN)/python -m pip install --disable-pip-version-check --quiet --no-deps --editable .
+	@command -v java > /dev/null || echo "no Java: training.engine spark cannot run, its test is skipped (Debian: openjdk-17-jre-headless)"
 	touch .venv/ready
 
 lock: ## resolves pyproject.toml anew, in a clean environment, into requirements.lock
