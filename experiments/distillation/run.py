@@ -217,7 +217,8 @@ def picture(studies: dict[str, Any]) -> Any:
         axis.axvline(
             x[0] * studies[name]["targets"]["speed"], color="0.5", linewidth=0.8, linestyle=":", label="speed wanted"
         )
-        axis.set(title=name, xlabel="texts a second, one core, batches of 32", ylabel=f"{metric}, test", xscale="log")
+        axis.set(title=name, xlabel="texts a second, one core, batches of 32", ylabel=f"{metric}, test")
+        axis.set_xlim(left=0)
         axis.legend(fontsize=7)
     figure.tight_layout()
     return figure

@@ -49,6 +49,7 @@ def up(directory: Path, repository: Path) -> Running:
         with _lock(directory):
             running = status(directory)
             if running is None:
+                _end_what_was_started(directory)
                 return _start(directory, repository.absolute())
             if Path(running.repository) != repository.absolute():
                 raise WorkspaceError(
@@ -70,21 +71,31 @@ def down(directory: Path) -> bool:
         return False
     with _lock(directory):
         running = status(directory)
-        if running is not None:
-            _end(running)
-        _state(directory).unlink(missing_ok=True)
+        _end_what_was_started(directory)
         return running is not None
 
 
 def status(directory: Path) -> Running | None:
     """Give the server that `up` started, where its process still lives."""
+    started = _started(directory)
+    return started if started is not None and _lives(started) else None
+
+
+def _started(directory: Path) -> Running | None:
     try:
-        running = Running(**json.loads(_state(directory).read_text(encoding="utf-8")))
+        return Running(**json.loads(_state(directory).read_text(encoding="utf-8")))
     except FileNotFoundError:
         return None
     except (OSError, ValueError, TypeError) as error:
         raise WorkspaceError(f"{_state(directory)} must be as `triton up` wrote it, got: {error}; remove it") from error
-    return running if _lives(running) else None
+
+
+def _end_what_was_started(directory: Path) -> None:
+    """End the server, and what it left behind where it was killed; forget it."""
+    started = _started(directory)
+    if started is not None:
+        _end(started)
+        _state(directory).unlink(missing_ok=True)
 
 
 def is_ready(http: str) -> bool:
@@ -150,11 +161,24 @@ def _start(directory: Path, repository: Path) -> Running:
 def _end(running: Running) -> None:
     give_up_at = time.monotonic() + _STOP_TIMEOUT_S
     with suppress(ProcessLookupError):
-        os.kill(running.pid, signal.SIGTERM)
+        if _lives(running):
+            os.kill(running.pid, signal.SIGTERM)
         while _lives(running):
             if time.monotonic() > give_up_at:
                 os.kill(running.pid, signal.SIGKILL)
             time.sleep(0.05)
+    for pid in _instances(running):
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+
+
+def _instances(running: Running) -> Iterator[int]:
+    """Processes of models that a server left: those of a killed one wait for ever where it died holding their lock."""
+    for process in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):
+            session = int((process / "stat").read_text().rpartition(")")[2].split()[3])
+            if session == running.pid and b"triton_python_backend_stub" in (process / "cmdline").read_bytes():
+                yield int(process.name)
 
 
 def _wait_until_ready(directory: Path, running: Running) -> None:
