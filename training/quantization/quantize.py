@@ -12,7 +12,7 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from models.batch import Arrays, Encoded, collate, split
+from models.batch import Arrays, Encoded, collate, n_rows, split
 from models.manifest import Contents, Signature
 from models.metrics import MAIN_METRIC
 from models.model import Model
@@ -31,6 +31,7 @@ FLOAT32 = "float32"
 
 _SEED = 0
 _N_PROBED = 64
+_MAX_ROWS_PROBED = 256  # lists of candidates have dozens of rows each, and every product is asked them all
 _N_JOINED = 8
 _TOLERANCE = 1e-4
 _ALIKE = 1.03
@@ -197,8 +198,12 @@ class _Sweep:
     def _most_harmful(self, recipe: Recipe) -> tuple[str, ...]:
         """Products that hold half of the squared error, each quantized alone; at most a quarter of all."""
         source = self._source
-        chosen = np.linspace(0, len(source.valid) - 1, num=min(_N_PROBED, len(source.valid)), dtype=np.int64)
-        requests = [source.valid[i] for i in chosen]
+        requests: list[Request] = []
+        n_asked = 0
+        for i in np.random.default_rng(_SEED).permutation(len(source.valid))[:_N_PROBED].tolist():
+            if n_asked < _MAX_ROWS_PROBED:
+                requests.append(source.valid[i])
+                n_asked += n_rows(source.model.encode(source.valid[i]), source.contents.signature)
         expected = answer(source.model, source.contents, OnnxSession(source.path, n_threads=0).run, requests)
         plain, path = replace(recipe, spared=None), self._directory / "probe.onnx"
         errors: dict[str, float] = {}
