@@ -85,9 +85,6 @@ def run(order: Order, tracking: Tracking, terminal: Recorder) -> Trained:
     check_name(order.name)
     family, splits = family_of(order.config.task), read(order)
     config, teacher = with_teacher(order.config, tracking)
-    found = report_on(splits, order.config)
-    for sentence in found.said(f"{PAGE} of the run"):
-        terminal.say(sentence)
     digests = _digests(splits)
     settings = order.config.model_dump(mode="json")
     fingerprint = _sha256(
@@ -104,6 +101,9 @@ def run(order: Order, tracking: Tracking, terminal: Recorder) -> Trained:
         record.tags({FINGERPRINT: fingerprint})
         record.parameters(settings)
         record.datasets(order.name, digests)
+        found = report_on(splits, order.config)
+        for sentence in found.said(f"{PAGE} of the run"):
+            terminal.say(sentence)
         record.text(found.html(), PAGE)
         recorder = _Told(record, terminal)
         checkpoint = Checkpoint(tracking.workspace.checkpoints / order.name, fingerprint, order.resume)
