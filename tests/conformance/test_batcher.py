@@ -174,13 +174,15 @@ def test_every_window_of_a_long_text_counts_as_a_row(intent):
         queue = batcher(runtime, max_batch_size=4)
         queue.submit(intent, text(0), in_s(60))
         await settle()
-        rows = {name: np.stack([array] * 3) for name, array in text(1).arrays.items()}
+        windows = [text(n).arrays for n in (4, 5, 9)]
+        rows = {name: np.stack([window[name] for window in windows]) for name in windows[0]}
         futures = [queue.submit(intent, Encoded(rows, n_windows=3), in_s(50))]
         futures += [queue.submit(intent, text(n), in_s(60)) for n in (2, 3)]
         runtime.gate.set()
         await queue.drain(1)
-        assert runtime.batches == [[0], [1, 1, 1, 2], [3]]
-        assert (await futures[0])["intent_logits"].tolist() == [1, 1, 1]
+        assert runtime.batches == [[0], [4, 5, 9, 2], [3]]
+        # A number that is said of the whole text is the mean over its windows.
+        assert (await futures[0])["intent_logits"] == 6
         assert [await number(future) for future in futures[1:]] == [2, 3]
 
     asyncio.run(run())
