@@ -98,13 +98,14 @@ def _tree(tree: Mapping[str, Any]) -> _Tree:
         )
     left_I, right_I = (np.array(tree[side], dtype=np.int64) for side in ("left_children", "right_children"))
     ids_I = _reached(left_I, right_I)
+    # Numbered without gaps: ONNX Runtime refuses an id beyond the number of nodes.
     return _Tree(
-        ids=ids_I,
+        ids=np.arange(len(ids_I)),
         is_leaf=left_I[ids_I] < 0,
         features=np.array(tree["split_indices"], dtype=np.int64)[ids_I],
         values=np.array(tree["split_conditions"], dtype=np.float32)[ids_I],
-        left=left_I[ids_I],
-        right=right_I[ids_I],
+        left=np.searchsorted(ids_I, left_I[ids_I]),
+        right=np.searchsorted(ids_I, right_I[ids_I]),
         missing_left=np.array(tree["default_left"], dtype=np.int64)[ids_I],
     )
 
