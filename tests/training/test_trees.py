@@ -6,7 +6,7 @@ import numpy as np
 import onnx
 import pytest
 import xgboost
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
@@ -79,6 +79,22 @@ def scores_by_onnx(booster: xgboost.Booster, features: NDArray[np.float32], dire
     n_trees=st.integers(1, 25),
     n_features=st.integers(1, 9),
     part_missing=st.sampled_from([0.0, 0.05, 0.6]),
+)
+@example(  # pruned to so few nodes that their ids lie beyond the number of nodes
+    parameters={
+        "objective": "rank:ndcg",
+        "tree_method": "exact",
+        "max_depth": 2,
+        "learning_rate": 0.03,
+        "gamma": 0.1,
+        "subsample": 0.5,
+        "num_parallel_tree": 1,
+        "base_score": None,
+    },
+    seed=7873,
+    n_trees=1,
+    n_features=1,
+    part_missing=0.0,
 )
 def test_on_one_thread_the_export_gives_xgboosts_own_bits_for_any_floats(
     tmp_path_factory: pytest.TempPathFactory,
