@@ -6,24 +6,17 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from tokenizers import Tokenizer
 
-from models.errors import BundleError, InputError
 from models.session import OnnxSession
-from models.text import CHARACTERS_A_TOKEN
+from models.text import CHARACTERS_A_TOKEN, check_whole, open_tokenizer
 
 
 class SentenceEncoder:
     """Embeds texts by `encoder.onnx`; tokens beyond `max_tokens` are cut. Several threads may call it at once."""
 
     def __init__(self, encoder_onnx: Path, tokenizer_json: Path, max_tokens: int, *, n_threads: int = 1) -> None:
-        try:
-            self._tokenizer = Tokenizer.from_file(str(tokenizer_json))
-        except Exception as error:  # the Rust tokenizer raises bare Exception
-            raise BundleError(f"{tokenizer_json} must be a tokenizer, got: {error}; train the model again") from error
-        self._tokenizer.no_padding()
+        self._tokenizer = open_tokenizer(tokenizer_json)
         self._tokenizer.enable_truncation(max_tokens)
-        self._tokenizer.encode_special_tokens = True
         self._n_characters = CHARACTERS_A_TOKEN * max_tokens
         self._session = OnnxSession(encoder_onnx, n_threads=n_threads)
 
@@ -34,12 +27,7 @@ class SentenceEncoder:
         rows and sums in another order (1e-7), enough to put a pair on the other side of a tree's threshold.
         """
         start = text[: self._n_characters]
-        try:
-            start.encode()
-        except UnicodeEncodeError as error:
-            raise InputError(
-                f"a text must be whole Unicode characters, got a lone surrogate at position {error.start}; send UTF-8"
-            ) from error
+        check_whole(start)
         input_ids_BT = np.array([self._tokenizer.encode(start).ids], dtype=np.int64)
         if not start.strip() or not input_ids_BT.size:
             return None

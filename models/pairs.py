@@ -10,11 +10,10 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from tokenizers import Tokenizer
 
 from models.batch import Encoded
-from models.errors import BundleError, InputError
-from models.text import CHARACTERS_A_TOKEN
+from models.errors import InputError
+from models.text import CHARACTERS_A_TOKEN, check_whole, open_tokenizer
 
 
 class PairEncoder:
@@ -25,13 +24,7 @@ class PairEncoder:
     """
 
     def __init__(self, tokenizer_json: Path, max_tokens: int, pad: int) -> None:
-        try:
-            self._tokenizer = Tokenizer.from_file(str(tokenizer_json))
-        except Exception as error:  # the Rust tokenizer raises bare Exception
-            raise BundleError(f"{tokenizer_json} must be a tokenizer, got: {error}; train the model again") from error
-        self._tokenizer.no_padding()
-        self._tokenizer.no_truncation()
-        self._tokenizer.encode_special_tokens = True
+        self._tokenizer = open_tokenizer(tokenizer_json)
         self._max_tokens = max_tokens
         self._pad = pad
         self._n_characters = CHARACTERS_A_TOKEN * max_tokens
@@ -94,10 +87,5 @@ def blocks(encoded: Encoded, n_rows: int) -> list[NDArray[np.int64]]:
 
 
 def _whole(text: str) -> str:
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        raise InputError(
-            f"a text must be whole Unicode characters, got a lone surrogate at position {error.start}; send UTF-8"
-        ) from error
+    check_whole(text)
     return text

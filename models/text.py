@@ -128,6 +128,21 @@ class NgramEncoder:
         return Encoded({"ngram_ids": ids, "ngram_counts": counts})
 
 
+def open_tokenizer(tokenizer_json: Path) -> Tokenizer:
+    """Read a tokenizer that neither pads nor cuts, whatever its file says; BundleError where it cannot be read.
+
+    A special token's name in a user's text is read as plain text.
+    """
+    try:
+        tokenizer = Tokenizer.from_file(str(tokenizer_json))
+    except Exception as error:  # the Rust tokenizer raises bare Exception
+        raise BundleError(f"{tokenizer_json} must be a tokenizer, got: {error}; train the model again") from error
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    tokenizer.encode_special_tokens = True
+    return tokenizer
+
+
 class SubwordEncoder:
     """Reads a text as sub-word tokens: `input_ids` and `attention_mask`, both int64 [T].
 
@@ -137,13 +152,7 @@ class SubwordEncoder:
     """
 
     def __init__(self, tokenizer_json: Path, max_tokens: int, max_windows: int = 1) -> None:
-        try:
-            self._tokenizer = Tokenizer.from_file(str(tokenizer_json))
-        except Exception as error:  # the Rust tokenizer raises bare Exception
-            raise BundleError(f"{tokenizer_json} must be a tokenizer, got: {error}; export the model again") from error
-        self._tokenizer.no_truncation()
-        self._tokenizer.no_padding()
-        self._tokenizer.encode_special_tokens = True
+        self._tokenizer = open_tokenizer(tokenizer_json)
         self._max_tokens = max_tokens
         self._max_windows = max_windows
 
@@ -275,11 +284,17 @@ def _check_characters(text: str, most: int, because: str) -> None:
         raise InputError(
             f"a text must have at most {most} characters{because}, got {len(text)}; shorten it", field="query"
         )
-    if not text.isascii():
-        try:
-            text.encode()
-        except UnicodeEncodeError as error:
-            raise InputError(
-                f"a text must be whole Unicode characters, got a lone surrogate at position {error.start}; send UTF-8",
-                field="query",
-            ) from error
+    check_whole(text, field="query")
+
+
+def check_whole(text: str, field: str | None = None) -> None:
+    """Refuse half a character, which no tokenizer reads; InputError."""
+    if text.isascii():
+        return
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise InputError(
+            f"a text must be whole Unicode characters, got a lone surrogate at position {error.start}; send UTF-8",
+            field=field,
+        ) from error

@@ -27,6 +27,7 @@ from models.ranking import RankingModel
 from models.scope import DISTANCE_OUTPUT
 from models.session import OnnxSession
 from models.tagging import TaggingModel
+from models.text import open_tokenizer
 from registry.bundle import MODEL, Bundle, open_bundle
 from training.batches import answers_of
 from training.config import StudentConfig
@@ -109,10 +110,7 @@ class Teacher:
     @cached_property
     def tokenizer(self) -> Tokenizer:
         """Its tokenizer, without padding and truncation."""
-        tokenizer = Tokenizer.from_file(str(self.bundle.path / TOKENIZER))
-        tokenizer.no_padding()
-        tokenizer.no_truncation()
-        return tokenizer
+        return open_tokenizer(self.bundle.path / TOKENIZER)
 
     @cached_property
     def _frame(self) -> list[int]:

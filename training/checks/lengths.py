@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from models.errors import ConfigError
-from models.text import MAX_NGRAM_CHARACTERS
+from models.text import MAX_NGRAM_CHARACTERS, open_tokenizer
 from training.checks.finding import Cell, Chart, Finding, count, examples, verb
 from training.config import TrainConfig, TransformerModel
 
@@ -96,15 +96,12 @@ def _sizes(split: Sequence[str], limit: _Limit, config: TrainConfig) -> dict[int
     suspects = [row for row, size in characters.items() if size * _CHARACTERS_A_TOKEN + _SPECIAL_TOKENS > limit.most]
     if not suspects:
         return {}
-    from tokenizers import Tokenizer
-
     from training.encoder import TOKENIZER, resolve
 
     try:
-        tokenizer = Tokenizer.from_file(str(resolve(str(getattr(config.model, "encoder", ""))).directory / TOKENIZER))
+        tokenizer = open_tokenizer(resolve(str(getattr(config.model, "encoder", ""))).directory / TOKENIZER)
     except ConfigError:
         return {}
-    tokenizer.no_truncation()
     longest = sorted(suspects, key=lambda row: -characters[row])[:_MAX_TOKENIZED]
     # A text of a megabyte is too long by its beginning alone.
     beginnings = [split[row][: 40 * limit.most] for row in longest]

@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+from tokenizers import Tokenizer
+
 from tests.tiny_encoder import write_encoder
 from training.checks.lengths import lengths
 from training.config import parse
@@ -38,6 +40,17 @@ def test_tokens_are_counted_by_the_models_own_tokenizer(tmp_path: Path) -> None:
     assert "more than the 8 tokens that the model takes (model.max_tokens 8)" in finding.sentence
     assert [example["row"] for example in finding.examples] == [2]
     assert finding.examples[0]["tokens"] == 9
+
+
+def test_padding_that_a_tokenizers_file_asks_for_is_not_counted(tmp_path: Path) -> None:
+    encoder = write_encoder(tmp_path)
+    tokenizer = Tokenizer.from_file(str(encoder / "tokenizer.json"))
+    tokenizer.enable_padding(length=128)
+    tokenizer.save(str(encoder / "tokenizer.json"))
+    model = {"kind": "transformer", "encoder": str(encoder), "max_tokens": 8}
+    config = parse({"task": "intent", "model": model}, "intent")
+    found = lengths({"train": ["red blue green", "red"]}, config)
+    assert [finding.rule for finding in found] == ["lengths"]
 
 
 def test_texts_of_a_megabyte_cost_no_more_than_others(tmp_path: Path) -> None:
