@@ -5,7 +5,6 @@ Shapes: D documents of one list, T tokens of a pair.
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -26,7 +25,7 @@ from models.ranking import RankingModel
 from registry.bundle import MODEL
 from training.config import CrossEncoderModel, RankingCrossEncoderConfig
 from training.data.splits import RankingRows, Splits
-from training.encoder import CONFIG, ResolvedEncoder, resolve
+from training.encoder import ResolvedEncoder, check_max_tokens, resolve
 from training.export import network_to_onnx
 from training.fit import Checkpoint, Recorder
 from training.listwise import valid_score
@@ -67,9 +66,8 @@ def fit(
     """
     training = config.training
     resolved = resolve(config.model.encoder)
-    pad = json.loads((resolved.directory / CONFIG).read_text(encoding="utf-8")).get("pad_token_id") or 0
-    pairs = PairEncoder(resolved.directory / TOKENIZER, config.model.max_tokens, pad)
-    contents = _contents(config.model, resolved, pad)
+    pairs = PairEncoder(resolved.directory / TOKENIZER, config.model.max_tokens, resolved.pad)
+    contents = _contents(config.model, resolved)
     network = _network(config, resolved, pairs)
     model = RankingModel(contents, pairs=pairs)
     encoded = {name: _encoded(model, rows) for name, rows in splits.named().items()}
@@ -100,12 +98,7 @@ def _network(config: RankingCrossEncoderConfig, resolved: ResolvedEncoder, pairs
         )
     torch.manual_seed(config.training.seed)
     encoder = load_encoder(resolved.directory)
-    longest = int(getattr(encoder.config, "max_position_embeddings", model.max_tokens))
-    if model.max_tokens > longest:
-        raise ConfigError(
-            f"model.max_tokens must be at most the {longest} tokens that {model.encoder} reads, got {model.max_tokens}",
-            field="model.max_tokens",
-        )
+    check_max_tokens(model.max_tokens, model.encoder, encoder.config)
     return CrossEncoderNetwork(
         encoder,
         separator=pairs.separator,
@@ -146,12 +139,12 @@ def _parts(
     return parts, labels
 
 
-def _contents(model: CrossEncoderModel, resolved: ResolvedEncoder, pad: int) -> Contents:
+def _contents(model: CrossEncoderModel, resolved: ResolvedEncoder) -> Contents:
     return Contents(
         family="ranking",
         signature=Signature(
             inputs=(
-                TensorSpec(name="input_ids", dtype="int64", shape=(-1, -1), pad=pad),
+                TensorSpec(name="input_ids", dtype="int64", shape=(-1, -1), pad=resolved.pad),
                 TensorSpec(name="attention_mask", dtype="int64", shape=(-1, -1)),
             ),
             outputs=(TensorSpec(name="score", dtype="float32", shape=(-1,)),),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,6 +30,11 @@ class ResolvedEncoder:
 
     directory: Path
     origin: EncoderOrigin
+
+    @property
+    def pad(self) -> int:
+        """The token that pads a text, by config.json."""
+        return json.loads((self.directory / CONFIG).read_text(encoding="utf-8")).get("pad_token_id") or 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +85,16 @@ def resolve(encoder: str) -> ResolvedEncoder:
             f"of them ({type(error).__name__}: {str(error).splitlines()[0]})",
             field="model.encoder",
         ) from error
+
+
+def check_max_tokens(max_tokens: int, encoder: str, config: object) -> None:
+    """Refuse to read more tokens than an encoder has positions for, by its `transformers` config; ConfigError."""
+    longest = int(getattr(config, "max_position_embeddings", max_tokens))
+    if max_tokens > longest:
+        raise ConfigError(
+            f"model.max_tokens must be at most the {longest} tokens that {encoder} reads, got {max_tokens}",
+            field="model.max_tokens",
+        )
 
 
 def _resolved(encoder: str, source: Source, directory: Path) -> ResolvedEncoder:

@@ -5,7 +5,6 @@ Shapes: N examples, T tokens of a text, W words.
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -43,7 +42,7 @@ from training.config import (
 )
 from training.data.labels import implied_labels, known_labels, known_tags
 from training.data.splits import IntentRows, Splits, TaggingRows
-from training.encoder import CONFIG, resolve
+from training.encoder import resolve
 from training.export import network_to_onnx
 from training.fit import Checkpoint, Recorder
 from training.loop import Score, predict, train
@@ -146,10 +145,9 @@ def _draft(
     network = TransformerNetwork(
         encoder, n_labels=len(labels), n_tags=len(tags), dropout=model.dropout, crf=crf, gazetteer=terms
     )
-    pad = json.loads((resolved.directory / CONFIG).read_text(encoding="utf-8")).get("pad_token_id") or 0
     contents = Contents(
         family="tagging" if tags else "intent",
-        signature=_signature(network.input_names, len(labels), len(tags), pad),
+        signature=_signature(network.input_names, len(labels), len(tags), resolved.pad),
         labels=tuple(labels) or None,
         tags=tuple(tags) or None,
         has_transitions=crf is not None,

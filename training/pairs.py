@@ -13,7 +13,7 @@ from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
-from models.errors import ConfigError, DataError
+from models.errors import DataError
 from models.features import ENCODER, STATISTICS, TOKENIZER, PairFeaturizer, write_corpus
 from models.lexical import Corpus, read
 from models.manifest import PairFeatures
@@ -21,7 +21,7 @@ from models.networks.sentence import SentenceNetwork
 from models.networks.transformer import load_encoder
 from training.config import PairsModel, RankingPairsConfig
 from training.data.splits import RankingRows
-from training.encoder import resolve
+from training.encoder import check_max_tokens, resolve
 from training.export import network_to_onnx
 from training.fit import Recorder
 from training.quantization.quantizer import quantize
@@ -106,12 +106,7 @@ def _titles(train: RankingRows) -> list[str]:
 def _write_encoder(model: PairsModel, directory: Path) -> None:
     resolved = resolve(model.encoder)
     encoder = load_encoder(resolved.directory)
-    longest = int(getattr(encoder.config, "max_position_embeddings", model.max_tokens))
-    if model.max_tokens > longest:
-        raise ConfigError(
-            f"model.max_tokens must be at most the {longest} tokens that {model.encoder} reads, got {model.max_tokens}",
-            field="model.max_tokens",
-        )
+    check_max_tokens(model.max_tokens, model.encoder, encoder.config)
     float32_path = directory / "encoder.float32.onnx"
     network_to_onnx(SentenceNetwork(encoder), float32_path)
     quantize(float32_path, directory / ENCODER)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import numpy as np
-import xgboost
 from numpy.typing import NDArray
 
 from training.checks.confident import N_FOLDS
@@ -70,6 +69,9 @@ def cross_validated_scores(
     A feature is seen as it is and as its distance from the list's mean in the list's standard deviations: relevance is
     judged within a list.
     """
+    # XGBoost takes a second to import, and every training imports this file.
+    import xgboost
+
     both_NF = np.concatenate([features_NF, _within_lists(features_NF, lists_N)], axis=1)
     folds_N = (np.random.default_rng(seed).permutation(lists_N[-1] + 1) % N_FOLDS)[lists_N]
     predicted_N = np.empty(len(labels_N))

@@ -15,6 +15,7 @@ from training.checks.features import features
 from training.checks.finding import Finding, count
 from training.checks.html import page
 from training.checks.judged import judged, with_lexical
+from training.checks.judgements import judgement_noise
 from training.checks.label_noise import label_noise
 from training.checks.lengths import lengths
 from training.checks.lists import lists
@@ -76,9 +77,6 @@ def _of_texts(named: Mapping[str, Texts], config: TrainConfig) -> list[Finding]:
 
 
 def _of_lists(named: Mapping[str, RankingRows], seed: int) -> list[Finding]:
-    # XGBoost takes a second to import, and texts need none of it.
-    from training.checks.judgements import judgement_noise
-
     train = named["train"]
     seen = judged(train, train.feature_names, seed)
     test = judged(named["test"], train.feature_names, seed) if "test" in named else None
