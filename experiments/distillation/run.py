@@ -11,8 +11,6 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
-import subprocess
-import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,6 +19,7 @@ from typing import Any
 import numpy as np
 import yaml
 
+from experiments import command
 from experiments.report import Row, mean_interval, save
 from models.batch import collate, split
 from models.bootstrap import paired_difference
@@ -67,10 +66,9 @@ def study(name: str, settings: dict[str, Any], data: Path, tracking: Tracking, r
     alike = ["scope=null"] if task == "intent" and teacher.manifest.scope is None else []
     students, seconds = [], []
     for seed in settings["student"]["seeds"]:
-        answer = train(
-            task, settings["student"]["configuration"], f"{name}-student", data, tracking,
-            f"training.seed={seed}", f"teacher={teacher.path}", *alike,
-        )  # fmt: skip
+        overrides = [f"training.seed={seed}", f"teacher={teacher.path}", *alike]
+        student = settings["student"]["configuration"]
+        answer = command.train(task, student, data, f"{name}-student", tracking.workspace.root, overrides)
         students.append(open_bundle(Path(answer["bundle"])))
         seconds.append(answer["seconds"])
     losses = [loss(teacher, student, metric) for student in students]
@@ -117,19 +115,9 @@ def teacher_of(settings: dict[str, Any], data: Path, tracking: Tracking) -> Bund
     try:
         return tracking.resolve(f"{name}@candidate")
     except NotFoundError:
-        train(settings["task"], settings["teacher"]["configuration"], name, data, tracking)
+        root = tracking.workspace.root
+        command.train(settings["task"], settings["teacher"]["configuration"], data, name, root)
         return tracking.resolve(f"{name}@candidate")
-
-
-def train(task: str, configuration: str, name: str, data: Path, tracking: Tracking, *overrides: str) -> dict[str, Any]:
-    """Train from the command line; gives what it prints as JSON."""
-    command = [sys.executable, "-m", "rankyard", "train", task, "--config", configuration, "--data", str(data)]
-    command += ["--name", name, "--workspace", str(tracking.workspace.root), "--json"]
-    for override in overrides:
-        command += ["--set", override]
-    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
-    answer: dict[str, Any] = json.loads(done.stdout)
-    return answer
 
 
 def loss(teacher: Bundle, student: Bundle, metric: str) -> tuple[float, float, float]:

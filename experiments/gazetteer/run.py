@@ -7,8 +7,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import subprocess
-import sys
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -16,6 +14,7 @@ from typing import Any
 import numpy as np
 import yaml
 
+from experiments import command
 from experiments.report import Row, mean_interval, save
 from models.bootstrap import interval
 from models.metrics import Ratio
@@ -61,18 +60,10 @@ def write_terms(catalogue: Path, path: Path, fields: list[str]) -> None:
 
 def train(configuration: str, seed: int, data: Path, settings: list[str], workspace: Path) -> dict[str, Any]:
     """Train once; gives the figures of the test split with their intervals."""
-    command = ["train", "tagging", "--config", configuration, "--data", str(data), "--name", "gazetteer-study"]
-    for setting in (f"training.seed={seed}", *settings):
-        command += ["--set", setting]
-    done = subprocess.run(
-        [sys.executable, "-m", "rankyard", *command, "--workspace", str(workspace), "--json"],
-        check=True,
-        stdout=subprocess.PIPE,
-        text=True,
-    )
-    answered = json.loads(done.stdout)
+    overrides = [f"training.seed={seed}", *settings]
+    answered = command.train("tagging", configuration, data, "gazetteer-study", workspace, overrides)
     bundle = open_bundle(Path(answered["bundle"]))
-    report = json.loads((bundle.path / "evaluation.json").read_text())
+    report = command.evaluation(answered)
     served = report["variants"][report["served_variant"]]
     quality = served["quality"]["test"]
     unseen = unseen_brands(bundle, data)

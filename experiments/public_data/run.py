@@ -9,8 +9,6 @@ import argparse
 import gzip
 import json
 import random
-import subprocess
-import sys
 import tempfile
 from collections import defaultdict
 from pathlib import Path
@@ -18,6 +16,7 @@ from typing import Any
 
 import yaml
 
+from experiments import command
 from experiments.report import Row, mean_interval, save
 
 HERE = Path(__file__).parent
@@ -54,18 +53,9 @@ def train(name: str, study: dict[str, Any], seed: int, data: Path, workspace: Pa
     with tempfile.TemporaryDirectory() as directory:
         if "per_label" in study:
             data = few(data, Path(directory), study["per_label"], seed)
-        command = ["train", study["task"], "--config", study["configuration"], "--data", str(data), "--name", name]
-        command += ["--set", f"training.seed={seed}"]
-        for override in study.get("set", []):
-            command += ["--set", override]
-        done = subprocess.run(
-            [sys.executable, "-m", "rankyard", *command, "--workspace", str(workspace), "--json"],
-            check=True,
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-    answer = json.loads(done.stdout)
-    report = json.loads((Path(answer["bundle"]) / "evaluation.json").read_text())
+        overrides = [f"training.seed={seed}", *study.get("set", [])]
+        answer = command.train(study["task"], study["configuration"], data, name, workspace, overrides)
+    report = command.evaluation(answer)
     served = report["variants"][report["served_variant"]]
     return {
         "data": data.name,

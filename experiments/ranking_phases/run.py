@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
@@ -23,6 +21,7 @@ import torch
 import yaml
 from numpy.typing import NDArray
 
+from experiments import command
 from experiments.report import Row, mean_interval, save
 from models import bootstrap, fusion
 from models.config import read
@@ -78,8 +77,8 @@ def main() -> None:
     studies = {"phases": phases, "losses": losses}
     for name in options.studies or studies:
         rows, details = studies[name](config[name], options.data, options.workspace)
-        command = f"python -m experiments.ranking_phases.run --data DIR {name}"
-        save(HERE / "results" / f"{name}.json", rows, command, **details)
+        called = f"python -m experiments.ranking_phases.run --data DIR {name}"
+        save(HERE / "results" / f"{name}.json", rows, called, **details)
         for row in rows:
             print(f"{row.configuration}: {row.value:.4f} [{row.low:.4f}, {row.high:.4f}] target {row.target}")
 
@@ -171,10 +170,9 @@ def _trained(phase: Mapping[str, Any], seed: int, data: Path, workspace: Path) -
     name = f"{phase['name']}{seed}"
     tracking = Tracking(Workspace(workspace))
     if name not in [model["name"] for model in tracking.models()]:
-        command = ["train", "ranking", "--config", phase["configuration"], "--data", str(data), "--name", name]
-        command += ["--set", f"training.seed={seed}", "--workspace", str(workspace), "--json"]
-        done = subprocess.run([sys.executable, "-m", "rankyard", *command], check=True, stdout=subprocess.PIPE)
-        (workspace / f"{name}.json").write_bytes(done.stdout)
+        overrides = [f"training.seed={seed}"]
+        answered = command.train("ranking", phase["configuration"], data, name, workspace, overrides)
+        (workspace / f"{name}.json").write_text(json.dumps(answered))
     bundle = tracking.resolve(f"{name}@candidate")
     model = open_model(bundle.path, bundle.manifest)
     splits = ranking.read(data, parse(bundle.manifest.config, "ranking")).named()

@@ -6,15 +6,13 @@ python -m experiments.tuning.run --data DIR [STUDY]...   tunes, trains, writes r
 from __future__ import annotations
 
 import argparse
-import json
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from experiments.command import evaluation, rankyard
 from experiments.report import Row, mean_interval, save
 
 HERE = Path(__file__).parent
@@ -36,7 +34,7 @@ def main() -> None:
 
 def run(name: str, study: dict[str, Any], options: argparse.Namespace) -> None:
     data = str(options.data / study["data"])
-    common = ["--data", data, "--workspace", str(options.workspace), "--name", name, "--json"]
+    common = ["--data", data, "--workspace", str(options.workspace), "--name", name]
     limits = ["--trials", str(study["trials"]), "--timeout", str(study["timeout_s"]), "--workers", options.workers]
     tuned = rankyard("tune", study["task"], "--config", study["study"], *limits, *common)
     results = HERE / "results"
@@ -77,7 +75,7 @@ def run(name: str, study: dict[str, Any], options: argparse.Namespace) -> None:
 
 def judged(answer: dict[str, Any]) -> dict[str, Any]:
     """NDCG@10 of a training: on its valid part, and on test with its interval."""
-    report = json.loads((Path(answer["bundle"]) / "evaluation.json").read_text())
+    report = evaluation(answer)
     served = report["variants"][report["served_variant"]]
     return {
         "valid": answer["metrics"]["valid"][METRIC],
@@ -86,11 +84,6 @@ def judged(answer: dict[str, Any]) -> dict[str, Any]:
         "seconds": answer["seconds"],
         "served_as": f"{report['served_variant']}, {served['size_bytes'] / 1e6:.1f} MB",
     }
-
-
-def rankyard(*arguments: str) -> dict[str, Any]:
-    done = subprocess.run([sys.executable, "-m", "rankyard", *arguments], check=True, stdout=subprocess.PIPE, text=True)
-    return dict(json.loads(done.stdout))
 
 
 if __name__ == "__main__":
