@@ -10,19 +10,12 @@ from sklearn.datasets import load_svmlight_file
 
 from models.config import read
 from models.metrics import ranking_metrics
+from tests.silent import Silent
 from training import boosting, intent, ranking, tagging
 from training.config import parse
 from training.fit import Checkpoint
 
 DATA = Path(__file__).parent.parent.parent / "shared" / "data"
-
-
-class Silent:
-    def metrics(self, values: object, step: int) -> None: ...
-
-    def progress(self, stage: str, done: int, total: int) -> None: ...
-
-    def say(self, sentence: str) -> None: ...
 
 
 def folder(name: str) -> Path:

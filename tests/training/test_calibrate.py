@@ -9,6 +9,7 @@ from scipy.special import softmax
 from models.errors import ConfigError, DataError
 from models.manifest import Contents, Signature
 from models.scope import scope_log_odds
+from tests.silent import Silent
 from training.calibrate import calibrated, check_scope, choose_threshold, row_weights
 from training.config import ScopeConfig
 from training.data.splits import IntentRows, Splits
@@ -18,18 +19,6 @@ INSIDE = np.array([True, True, True, True, False, False, True, False, True, True
 RIGHT = np.array([True, True, True, True, False, False, False, False, True, True])
 LOG_ODDS = np.array([9.0, 8.0, 7.0, 6.0, 5.0, 1.0, 2.0, 4.0, 3.0, 2.0])
 """By falling log-odds: 9 8 7 6 in scope, 5 oos, 4 oos, 3 in scope, 2 in scope (wrong) and 2 in scope, 1 oos."""
-
-
-class Silent:
-    def __init__(self) -> None:
-        self.said: list[str] = []
-
-    def metrics(self, values: object, step: int) -> None: ...
-
-    def progress(self, stage: str, done: int, total: int) -> None: ...
-
-    def say(self, sentence: str) -> None:
-        self.said.append(sentence)
 
 
 def contents(labels: tuple[str, ...] = LABELS) -> Contents:

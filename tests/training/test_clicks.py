@@ -11,6 +11,7 @@ import pytest
 from models.errors import ConfigError, DataError
 from models.manifest import Contents
 from models.ranking import RankRequest
+from tests.silent import Silent
 from training import ranking
 from training.clicks import Counts, by_em, by_intervention, judged_by_clicks, labelled, propensities, relevance
 from training.config import RankingConfig, RankingTraining
@@ -165,14 +166,6 @@ def test_queries_are_sliced_by_how_often_their_pages_were_seen() -> None:
         "frequency=medium": [False, True, False],
         "frequency=frequent": [False, False, True],
     }
-
-
-class Silent:
-    def metrics(self, values: object, step: int) -> None: ...
-
-    def progress(self, stage: str, done: int, total: int) -> None: ...
-
-    def say(self, sentence: str) -> None: ...
 
 
 def ranking_model(contents: Contents) -> Any:

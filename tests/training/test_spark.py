@@ -14,23 +14,12 @@ from models.errors import ConfigError
 from models.manifest import Contents
 from models.ranking import RankingModel
 from models.session import OnnxSession
+from tests.silent import Silent
 from training import ranking
 from training.config import RankingConfig, parse
 from training.fit import Checkpoint
 
 pytestmark = pytest.mark.filterwarnings("ignore:PySpark does not yet fully support pandas:FutureWarning")
-
-
-class Silent:
-    def __init__(self) -> None:
-        self.said: list[str] = []
-
-    def metrics(self, values: object, step: int) -> None: ...
-
-    def progress(self, stage: str, done: int, total: int) -> None: ...
-
-    def say(self, sentence: str) -> None:
-        self.said.append(sentence)
 
 
 def config(**training: Any) -> RankingConfig:

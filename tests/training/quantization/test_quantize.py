@@ -9,6 +9,7 @@ from models.batch import Encoded
 from models.errors import ConfigError
 from models.manifest import Contents, Signature, TensorSpec
 from models.session import OnnxSession
+from tests.silent import Silent
 from training.config import QuantizeConfig, parse
 from training.evaluate import Answered
 from training.quantization.quantize import Source, choose, loss_measures, relative_error
@@ -25,18 +26,6 @@ class Vectors:
 
     def decode(self, _request, _encoded, outputs):
         return int(np.argmax(outputs["score"]))
-
-
-class Silent:
-    def __init__(self):
-        self.said = []
-
-    def metrics(self, values, step): ...
-
-    def progress(self, stage, done, total): ...
-
-    def say(self, sentence):
-        self.said.append(sentence)
 
 
 def contents():

@@ -14,6 +14,7 @@ from models.errors import ConfigError
 from registry.tracking import Tracking
 from registry.workspace import Workspace
 from tests.tiny_encoder import write_encoder
+from tests.training.tuning.rows import lists
 from training import pairs, ranking
 from training.data.splits import Splits
 from training.tuning.config import TuneConfig
@@ -51,17 +52,6 @@ def rows(n_queries: int, seed: int, words: list[str]) -> str:
             label = int(rng.integers(0, 3)) if document else 1
             row = {"query_id": f"{seed}-{query}", "query": words[query % len(words)], "doc_id": f"{document}"}
             lines.append(json.dumps(row | {"title": title, "label": label}))
-    return "\n".join(lines) + "\n"
-
-
-def lists(n_queries: int, seed: int) -> str:
-    rng = np.random.default_rng(seed)
-    lines = []
-    for query in range(n_queries):
-        for _ in range(6):
-            x = rng.normal(size=3)
-            label = int(np.clip(np.round(x[0] - x[1] + rng.normal(0, 0.7)), 0, 2))
-            lines.append(f"{label} qid:{query} 1:{x[0]:.3f} 2:{x[1]:.3f} 3:{x[2]:.3f}")
     return "\n".join(lines) + "\n"
 
 

@@ -9,30 +9,19 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import yaml
 from mlflow import MlflowClient
 
 import rankyard
 from models.config import read
+from tests.training.tuning.rows import lists
 from training import ranking
 from training.config import parse
 from training.tuning.trial import Bench
 
 ROOT = Path(__file__).parents[3]
 Run = Callable[..., tuple[int, Any, str]]
-
-
-def lists(n_queries: int, seed: int) -> str:
-    rng = np.random.default_rng(seed)
-    lines = []
-    for query in range(n_queries):
-        for _ in range(6):
-            x = rng.normal(size=3)
-            label = int(np.clip(np.round(x[0] - x[1] + rng.normal(0, 0.7)), 0, 2))
-            lines.append(f"{label} qid:{query} 1:{x[0]:.3f} 2:{x[1]:.3f} 3:{x[2]:.3f}")
-    return "\n".join(lines) + "\n"
 
 
 @pytest.fixture(scope="module")
