@@ -6,7 +6,7 @@ import argparse
 import json
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -224,18 +224,31 @@ def _decision(answer: Answer) -> Answer:
 
 
 def _predict(options: argparse.Namespace) -> Answer:
-    from serving.gateway.predict import predict
-
-    lines = [*options.texts, *(_lines(Path(options.file)) if options.file else ())]
+    texts = options.texts
+    if options.url:  # a gateway knows what it serves: the first word is a text already
+        texts = [*([] if options.ref is None else [options.ref]), *texts]
+    elif options.ref is None:
+        raise InputError("predict needs a REF, or a running gateway's --url, got neither")
+    lines = [*texts, *(_lines(Path(options.file)) if options.file else ())]
     if not lines:
         raise InputError("predict needs at least one TEXT or --file, got none")
     n_failed = 0
-    for answer in predict(_served(options), lines):
+    for answer in _answers(options, lines):
         print(json.dumps(answer), flush=True)
         n_failed += "error" in answer
     if n_failed:
         raise InputError(f"every line must be a request that the model can answer, {n_failed} of {len(lines)} are not")
     return {}
+
+
+def _answers(options: argparse.Namespace, lines: Sequence[str]) -> Iterator[Answer]:
+    if options.url:
+        from serving.ask import ask
+
+        return ask(options.url, lines)
+    from serving.gateway.predict import predict
+
+    return predict(_served(options), lines)
 
 
 def _served(options: argparse.Namespace) -> ServedModel:
@@ -441,9 +454,10 @@ def _parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--data", required=True, metavar="FILE")
 
     predict = command("predict", _predict, "answer as the gateway would, one JSON object a line")
-    predict.add_argument("ref", metavar="REF", help=REF_HELP)
+    predict.add_argument("ref", nargs="?", metavar="REF", help=f"{REF_HELP}; none with --url")
     predict.add_argument("texts", nargs="*", metavar="TEXT")
     predict.add_argument("--file", metavar="FILE", help="a text a line; for ranking a /v1/rank request a line")
+    predict.add_argument("--url", metavar="URL", help="ask a running gateway there, instead of a model in this process")
 
     models = command("models", _models, "list models with their versions, roles and metrics")
     models.add_argument("name", nargs="?")

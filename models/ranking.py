@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
+from models.answers import Ranked as Ranked
 from models.batch import Arrays, Encoded
 from models.errors import InputError
 from models.features import PairFeaturizer
@@ -31,15 +32,6 @@ class RankRequest:
     texts: tuple[str, ...] | None = None
     features: Mapping[str, NDArray[np.float32]] = field(default_factory=dict)
     query_features: Mapping[str, float] = field(default_factory=dict)
-
-
-@dataclass(frozen=True, slots=True)
-class Ranked:
-    """A candidate in its place; `rank` counts from 1."""
-
-    id: str
-    score: float
-    rank: int
 
 
 class RankingModel:
