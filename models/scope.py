@@ -40,7 +40,7 @@ def _scores(
     names: Sequence[ScopeScore], outputs: Arrays, labels: Sequence[str]
 ) -> dict[ScopeScore, NDArray[np.float64]]:
     logits_C = np.asarray(outputs["intent_logits"], dtype=np.float64)
-    energy = _log_sum_exp(logits_C[..., inside(tuple(labels)).places_I])
+    energy = _log_sum_exp(logits_C[..., inside(tuple(labels)).places])
     found: dict[ScopeScore, NDArray[np.float64]] = {"energy": energy}
     if "oos_class" in names:
         found["oos_class"] = energy - logits_C[..., list(labels).index(OOS_LABEL)]
@@ -50,9 +50,9 @@ def _scores(
 
 
 class Inside(NamedTuple):
-    """The labels other than `oos`: their places [I] among all, and their names."""
+    """The labels other than `oos`: their places [I] among all, int64, and their names."""
 
-    places_I: NDArray[np.int64]
+    places: NDArray[np.int64]
     names: tuple[str, ...]
 
 
