@@ -102,6 +102,24 @@ class LimitsConfig(Config):
     max_queue_length: Count = 1_024
 
 
+class CacheConfig(Config):
+    """Which answers to queries are kept, and given again without asking a model; never those of another version.
+
+    max_bytes: of answers kept in this process; 0: none, and every caller's query is computed for itself.
+    redis_url: a Redis server whose answers gateways share, as `redis://HOST:PORT/DB`. ttl_s: how long it keeps one.
+    """
+
+    max_bytes: int = Field(default=64 * 1024 * 1024, ge=0)
+    redis_url: str | None = None
+    ttl_s: Count = 86_400
+
+    @model_validator(mode="after")
+    def _agrees_with_itself(self) -> CacheConfig:
+        if self.redis_url is not None and not self.max_bytes:
+            raise ValueError("max_bytes 0 means no cache at all; leave redis_url out, or max_bytes")
+        return self
+
+
 class GatewayConfig(Config):
     """All of a gateway's configuration.
 
@@ -115,6 +133,7 @@ class GatewayConfig(Config):
     phases: tuple[PhaseConfig, ...] = ()
     runtime: RuntimeConfig = RuntimeConfig()
     batch: BatchConfig = BatchConfig()
+    cache: CacheConfig = CacheConfig()
     limits: LimitsConfig = LimitsConfig()
     deadline_ms: Milliseconds = 1_000
     max_deadline_ms: Milliseconds = 30_000

@@ -17,6 +17,7 @@ from models.tagging import TaggingModel
 from registry import golden
 from serving.gateway import intent, ranking, tagging
 from serving.gateway.batcher import Batcher
+from serving.gateway.cache import open_cache
 from serving.gateway.config import GatewayConfig, PhaseConfig
 from serving.gateway.published import Published
 from serving.gateway.telemetry import Telemetry
@@ -90,12 +91,16 @@ class Dataplane:
         self._drain_s = config.drain_s
         self._deadline_ms = config.deadline_ms
         self._batcher = Batcher(runtime, config.batch, config.limits.max_queue_length, telemetry)
+        answering = [model for model in (roles.intent, roles.tagging) if model is not None]
+        variants = [f"{served.ref} {served.bundle.digest} {config.runtime.variant}" for served in answering]
+        self._cache = open_cache(config.cache, variants, telemetry) if answering else None
         self._understand = Understand(
             self._batcher,
             config.limits,
             {ref: model for ref, model in models.items() if isinstance(model, IntentModel | TaggingModel)},
             intent=roles.intent,
             tagging=roles.tagging,
+            cache=self._cache,
         )
         self._rank = ranking.Rank(
             self._batcher,
@@ -137,6 +142,8 @@ class Dataplane:
         """Finish what was begun, within the configured time, and release the runtime."""
         await self._batcher.drain(self._drain_s)
         self._rank.close()
+        if self._cache is not None:
+            await self._cache.close()
         await self._runtime.close()
 
     def _deadline(self, deadline_s: float | None) -> float:

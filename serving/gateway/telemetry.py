@@ -69,6 +69,18 @@ class Telemetry:
             ["model"],
             registry=registry,
         )
+        cache = Counter(
+            "rankyard_cache",
+            "Queries by where their answer came from: hit (this process), shared (Redis), joined (somebody was asking "
+            "it), miss.",
+            ["result"],
+            registry=registry,
+        )
+        self.cache_hits, self.cache_shared_hits = cache.labels("hit"), cache.labels("shared")
+        self.cache_joined, self.cache_misses = cache.labels("joined"), cache.labels("miss")
+        self.cache_bytes = Gauge(
+            "rankyard_cache_bytes", "What the answers kept in this process take.", registry=registry
+        )
         self._degraded = Counter(
             "rankyard_degraded", "Rankings answered without this phase's model.", ["model"], registry=registry
         )
