@@ -116,27 +116,39 @@ def test_one_who_waits_has_a_deadline_of_its_own():
 
 
 def test_of_a_full_cache_what_was_not_asked_for_the_longest_time_goes():
-    answers = LocalAnswers(3 * 260)
+    one = LocalAnswers(10_000)
+    one.put("a", understanding("a"))
+    answers = LocalAnswers(3 * one.n_bytes)
     for text in "abc":
-        answers.put(text, b"x" * 90)
+        answers.put(text, understanding(text))
     assert answers.get("a") is not None
-    answers.put("d", b"x" * 90)
+    answers.put("d", understanding("d"))
     assert [text for text in "abcd" if answers.get(text) is None] == ["b"]
-    answers.put("e", b"x" * 2_000)
-    assert answers.get("e") is None
-    assert answers.get("d") is not None
+    answers.put("e" * 5_000, understanding("e" * 5_000))
+    assert answers.get("e" * 5_000) is None
+    assert answers.n_bytes <= 3 * one.n_bytes
 
 
-def test_a_cache_takes_no_more_memory_than_it_says():
+def test_a_cache_takes_the_memory_that_it_says():
+    def fresh(number):
+        intent = Intent(
+            "buy", number / 7, True, tuple(Alternative("return", number / (9 + place)) for place in range(4))
+        )
+        text = f"query number {number} ü"
+        return Understanding(text, intent, (Entity("colour", text[:9], 0, 300 + number, number / 3),), models)
+
+    models = {"intent": "shop/3"}
     tracemalloc.start()
     before, _ = tracemalloc.get_traced_memory()
-    answers = LocalAnswers(1_000_000)
-    for number in range(10_000):
-        answers.put(f"query number {number}", b"%0300d" % number)
+    answers = LocalAnswers(3_000_000)
+    for number in range(5_000):
+        one = fresh(number)
+        answers.put(one.query, one)
+    del one
     after, _ = tracemalloc.get_traced_memory()
     tracemalloc.stop()
-    assert answers.n_bytes <= 1_000_000
-    assert after - before <= 1_100_000
+    assert 2_900_000 < answers.n_bytes <= 3_000_000
+    assert after - before == pytest.approx(answers.n_bytes, rel=0.15)
 
 
 def test_hits_equal_misses_byte_for_byte_and_are_counted(deployment):
