@@ -126,6 +126,7 @@ class GatewayConfig(Config):
     deployment: what promotions publish into (None: the workspace's). phases: ranking in several passes, instead of
     `models.ranking`. deadline_ms: how long a request may take that does not say so itself (header `x-deadline-ms`);
     max_deadline_ms: the most that it may ask for. drain_s: how long a stopping gateway finishes what it has begun.
+    follow_s: how often the deployment is looked at for a promotion (None: never, it serves what it began with).
     """
 
     deployment: Path | None = None
@@ -138,6 +139,7 @@ class GatewayConfig(Config):
     deadline_ms: Milliseconds = 1_000
     max_deadline_ms: Milliseconds = 30_000
     drain_s: float = Field(default=10, gt=0, allow_inf_nan=False)
+    follow_s: float | None = Field(default=1, gt=0, allow_inf_nan=False)
 
     @model_validator(mode="after")
     def _agrees_with_itself(self) -> GatewayConfig:

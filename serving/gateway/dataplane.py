@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,6 +24,8 @@ from serving.gateway.published import Published
 from serving.gateway.telemetry import Telemetry
 from serving.gateway.understand import Understand
 from serving.runtime.protocol import Runtime, ServedModel
+
+_RETIRES_EVERY_S = 0.05
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +90,7 @@ class Dataplane:
         self, config: GatewayConfig, roles: Roles, runtime: Runtime, models: dict[str, Model], telemetry: Telemetry
     ) -> None:
         self.roles = roles
+        self._n_users = 0
         self._runtime = runtime
         self._drain_s = config.drain_s
         self._deadline_ms = config.deadline_ms
@@ -137,6 +141,21 @@ class Dataplane:
     ) -> Ranking:
         """Order candidates, through every phase; None for the configured deadline."""
         return await self._rank.answer(request, top_k=top_k, explain=explain, deadline_s=self._deadline(deadline_s))
+
+    @contextmanager
+    def in_use(self) -> Iterator[None]:
+        """Hold off `retire` as long as a request may ask."""
+        self._n_users += 1
+        try:
+            yield
+        finally:
+            self._n_users -= 1
+
+    async def retire(self) -> None:
+        """Close when nobody uses it any more."""
+        while self._n_users:
+            await asyncio.sleep(_RETIRES_EVERY_S)
+        await self.close()
 
     async def close(self) -> None:
         """Finish what was begun, within the configured time, and release the runtime."""
