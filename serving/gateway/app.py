@@ -10,6 +10,7 @@ import logging
 import math
 import time
 from collections.abc import Awaitable, Callable, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -97,7 +98,8 @@ class App:
                 body = await self._read(scope["headers"], receive, deadline_s)
                 hangup = asyncio.ensure_future(receive())
                 hangup.add_done_callback(give_up)
-                answer: Answer | None = Answer(await self._posts[path](body, deadline_s))
+                with nullcontext() if self.dataplane is None else self.dataplane.in_use():
+                    answer: Answer | None = Answer(await self._posts[path](body, deadline_s))
             else:
                 answer = self._give(path, scope["method"])
         except RankyardError as error:
