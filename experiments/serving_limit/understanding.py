@@ -79,6 +79,7 @@ def repeated(study: Study) -> Part:
             return requests(make, drawn)
 
         streams = {"cache": (cached.url, sent(cached.url)), "no cache": (plain.url, sent(plain.url))}
+        loops.closed(*streams["cache"], settings["concurrency"], settings["warmup_seconds"], 0.0)
         contestants = {
             name: lambda url=url, stream=stream: study.closed(url, stream, settings["concurrency"])
             for name, (url, stream) in streams.items()
