@@ -49,7 +49,7 @@ class TritonRuntime:
         ParityError: other answers.
         """
         config = await self._config(model)
-        digest = config.get("parameters", {}).get(DIGEST, {}).get("string_value", "")
+        digest = config.get("parameters", {}).get(f"{DIGEST}.{model.version}", {}).get("string_value", "")
         if digest != model.bundle.digest:
             raise NotFoundError(
                 f"Triton at {self._url} must serve the bundle {model.bundle.digest[:12]} as {model.ref}, it has "
