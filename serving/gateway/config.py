@@ -65,13 +65,15 @@ class RuntimeConfig(Config):
 
     kind: `onnx` in this process, `triton` on a Triton server. n_workers: batches at once (None: one a core).
     variant: `float32`, `int8` or `fp16` (None: each bundle's own choice). triton_url: HOST:PORT of the server's gRPC
-    endpoint (None: the server that `rankyard triton up` started in the workspace).
+    endpoint (None: the server that `rankyard triton up` started in the workspace). fallback: what Triton does not
+    answer in half of the time that is left is answered in this process, until it does again.
     """
 
     kind: Literal["onnx", "triton"] = "onnx"
     n_workers: Count | None = None
     variant: Literal["float32", "int8", "fp16"] | None = None
     triton_url: str | None = None
+    fallback: bool = True
 
 
 class BatchConfig(Config):

@@ -92,6 +92,7 @@ class Dataplane:
         self.roles = roles
         self._n_users = 0
         self._runtime = runtime
+        telemetry.runtime_degraded.set_function(lambda: float(runtime.is_degraded))
         self._drain_s = config.drain_s
         self._deadline_ms = config.deadline_ms
         self._batcher = Batcher(runtime, config.batch, config.limits.max_queue_length, telemetry)

@@ -20,6 +20,7 @@ from serving.gateway.config import GatewayConfig
 from serving.gateway.dataplane import Dataplane, Roles
 from serving.gateway.following import Following
 from serving.gateway.telemetry import Telemetry
+from serving.runtime.fallback import FallbackRuntime
 from serving.runtime.onnx import OnnxRuntime
 from serving.runtime.protocol import Runtime
 
@@ -62,9 +63,10 @@ def make_runtime(config: GatewayConfig, name: str | None = None) -> Runtime:
             "workspace; start one with `rankyard triton up`",
             field="runtime.triton_url",
         )
-    return TritonRuntime(
+    triton = TritonRuntime(
         settings.triton_url, **({} if settings.n_workers is None else {"n_workers": settings.n_workers})
     )
+    return FallbackRuntime(triton, OnnxRuntime()) if settings.fallback else triton
 
 
 async def _serve(

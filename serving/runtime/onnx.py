@@ -28,6 +28,7 @@ class OnnxRuntime:
 
     def __init__(self, n_workers: int | None = None, variant: str | None = None) -> None:
         self.n_workers = n_workers or len(os.sched_getaffinity(0))
+        self.is_degraded = False
         self._variant = variant
         self._workers = ThreadPoolExecutor(self.n_workers, thread_name_prefix="onnx")
         self._sessions: dict[str, OnnxSession] = {}

@@ -39,6 +39,7 @@ class TritonRuntime:
 
     def __init__(self, url: str, n_workers: int = 4) -> None:
         self.n_workers = n_workers
+        self.is_degraded = False
         self._url = url.removeprefix("grpc://")
         self._max_rows: dict[str, int] = {}
 
