@@ -396,6 +396,9 @@ class CrossEncoderModel(Config):
     """Hub id, directory, or installed weights package."""
     max_tokens: int = Field(default=64, ge=8, le=8192)
     """Tokens of query and title together; a title beyond them is cut, a query that leaves it no room is refused."""
+    reads_apart: bool = False
+    """Query and title are read without a look at each other, as sentence encoders were trained, and a head compares
+    them: learns from fewer queries. Needs an encoder that can be told positions (BERT, RoBERTa and their kin)."""
     dropout: Fraction = 0.1
 
 
