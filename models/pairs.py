@@ -20,8 +20,8 @@ from models.text import CHARACTERS_A_TOKEN, check_whole, open_tokenizer
 class PairEncoder:
     """Reads (query, text) by `tokenizer.json`'s template of a pair; only the text is cut, to `max_tokens` in all.
 
-    is_apart: by the template of a single text each, one behind the other. pad: what `input_ids` holds behind a pair that
-    is shorter than the longest of its list.
+    is_apart: by the template of a single text each, one behind the other. pad: what `input_ids` holds behind a pair
+    that is shorter than the longest of its list.
     A special token's name in a user's text is read as plain text. Several threads may call it at once.
     """
 
