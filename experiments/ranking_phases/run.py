@@ -2,8 +2,8 @@
 
 python -m experiments.ranking_phases.run --data DIR [phases] [losses]   trains, writes results/STUDY.json
 
-The rule of fusion that is reported stands in config.yaml; others are kept beside it. Weights of the fitted one are those
-of the valid lists.
+The rule of fusion that is reported stands in config.yaml; others are kept beside it. The weights of the fitted one are
+those of the valid lists.
 """
 
 from __future__ import annotations
