@@ -6,11 +6,11 @@ import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from models.batch import Arrays, Encoded
 from models.manifest import Contents
-from training.data.splits import Rows, Splits
+from training.data.splits import Splits
 
 
 class Recorder(Protocol):
@@ -42,7 +42,7 @@ class Checkpoint:
         shutil.rmtree(self.directory, ignore_errors=True)
 
 
-def is_refitted(training: object, splits: Splits[Rows]) -> bool:
+def is_refitted(training: object, splits: Splits[Any]) -> bool:
     """Whether a fit learns from valid too, once valid has chosen: where its settings ask for it and test is there.
 
     Valid is then not held out any more, and nothing is reported of it.
