@@ -7,9 +7,10 @@ Feature i of it gets
 
     v (o_i - z_i) sum over sets A of the other ones of |A|! (S - |A| - 1)! / S! prod_{j in A} o_j prod_{j not in A} z_j
 
-where o_j says whether the candidate passes the branches on feature j, and z_j is the share of training rows that do. The
-weights are Beta integrals, so the sum is the integral over t from 0 to 1 of prod_{j != i} (z_j + t (o_j - z_j)) (Owen
-1972, "Multilinear Extensions of Games"), a polynomial of degree S - 1, which Gauss's rule with S / 2 points gives exactly.
+where o_j says whether the candidate passes the branches on feature j, and z_j is the share of training rows that do.
+The weights are Beta integrals, so the sum is the integral over t from 0 to 1 of prod_{j != i} (z_j + t (o_j - z_j))
+(Owen 1972, "Multilinear Extensions of Games"), a polynomial of degree S - 1, which Gauss's rule with S / 2 points gives
+exactly.
 
 Legend: F features, L leaves of all trees, S features of the longest path, Q points of the rule, D candidates.
 """
@@ -30,8 +31,8 @@ from models.trees import Trees, read_trees
 class _Paths:
     """The way to each leaf, as conditions: one row [S, L] a feature, however often it is asked.
 
-    A value passes where low <= x < high, a missing one where `passes_missing`. shares: of the training rows. A path that
-    is shorter ends in conditions that everything passes.
+    A value passes where low <= x < high, a missing one where `passes_missing`. shares: of the training rows. A shorter
+    path ends in conditions that everything passes.
     """
 
     features: NDArray[np.int64]
@@ -105,7 +106,8 @@ class Explainer:
             losses_L += loss * product_L
         # A condition that everything passes has a share of 1, and so a gain of 0.
         parts_SL = np.where(passes_SL, gains_SL, losses_L)
-        return np.bincount(paths.features.ravel(), parts_SL.ravel(), minlength=self._n_features)
+        parts_F = np.bincount(paths.features.ravel(), parts_SL.ravel(), minlength=self._n_features)
+        return np.asarray(parts_F, np.float64)
 
 
 def _paths(trees: Trees) -> _Paths:
@@ -182,15 +184,15 @@ class _State:
 
     def widened(self, n_slots: int) -> _State:
         """Copy it, with `n_slots` slots a node."""
-        wide = _State.empty(len(self.features), n_slots)
-        n = self.features.shape[1]
-        for new, old in zip(
-            (wide.features, wide.low, wide.high, wide.passes_missing, wide.shares),
-            (self.features, self.low, self.high, self.passes_missing, self.shares),
-            strict=True,
-        ):
-            new[:, :n] = old
-        return wide
+        n, n_used = self.features.shape
+        free = _State.empty(n, n_slots - n_used)
+        return _State(
+            np.hstack([self.features, free.features]),
+            np.hstack([self.low, free.low]),
+            np.hstack([self.high, free.high]),
+            np.hstack([self.passes_missing, free.passes_missing]),
+            np.hstack([self.shares, free.shares]),
+        )
 
     def slots(self, features: NDArray[np.int64], n_slots: int) -> tuple[NDArray[np.int64], int]:
         """Each node's slot for its feature, the one it has or its next free one; and how many slots that takes."""

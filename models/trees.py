@@ -120,7 +120,7 @@ def _n_features(value: bytes) -> int:
     for number in _SHAPE[:-1]:
         value = _only(value, number)
     sizes = [size for number, _, size in protobuf.fields(value) if number == _SHAPE[-1]]
-    return next(size for number, _, size in protobuf.fields(sizes[-1]) if number == 1)
+    return int(next(size for number, _, size in protobuf.fields(sizes[-1]) if number == 1))
 
 
 def _only(message: bytes, number: int) -> bytes:

@@ -9,7 +9,7 @@ import logging
 import math
 import time
 from bisect import bisect_left
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -35,7 +35,7 @@ _OTHERS = (BoosterScorer,)
 
 _log = logging.getLogger("rankyard.gateway")
 
-Run = Callable[[Arrays], Mapping[str, NDArray[np.generic]]]
+Run = Callable[[Arrays], dict[str, NDArray[np.generic]]]
 
 
 class Scorer(Protocol):

@@ -28,7 +28,7 @@ RANK = [
         "query": {"text": "shoes", "features": {"price": 3}},
         "candidates": {"ids": ["x", "y", "z"], "features": {"popularity": [None, 0.02, 0.5]}},
         "top_k": 2,
-        "explain": True,
+        "explain": "values",
     },
     {
         "query": {"text": "", "features": {}},

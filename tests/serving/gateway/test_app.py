@@ -125,7 +125,7 @@ def test_top_k_cuts_the_answer(client):
 
 def test_explain_says_what_the_model_read(client):
     candidates = [*rows(a=3), {"id": "b", "features": {"popularity": 0.5}}]
-    answer = rank(client, candidates=candidates, explain=True, top_k=1)
+    answer = rank(client, candidates=candidates, explain="values", top_k=1)
     assert answer["explanations"] == {"b": {"price": None, "popularity": 0.5}}
 
 
