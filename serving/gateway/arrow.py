@@ -32,7 +32,7 @@ _CONTINUATION = 0xFFFFFFFF
 
 
 def read(body: bytes, limits: LimitsConfig) -> tuple[wire.RankOptions, RankRequest]:
-    """Read a stream; MediaError without pyarrow, MalformedArrowError for what is none, InputError for a wrong column."""
+    """Read a stream; MediaError without pyarrow, MalformedArrowError for what is none, InputError for bad columns."""
     try:
         import pyarrow as pa
     except ModuleNotFoundError as error:

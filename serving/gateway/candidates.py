@@ -30,7 +30,7 @@ class Asked:
     """The request as it was sent, where errors are to name places in it."""
 
     def path(self, field: str | None) -> str | None:
-        """Where in the request a field of `models.ranking` stands: `features.price` -> `candidates[0].features.price`."""
+        """Where a field of `models.ranking` stands in it: `features.price` -> `candidates[0].features.price`."""
         if field is None or not field.startswith("features."):
             return field
         name = field.removeprefix("features.")
@@ -60,7 +60,7 @@ class Reader:
         """Read a body; what `wire.decode` and `by_column` raise for a bad one."""
         if is_arrow:
             options, request = arrow.read(body, self._limits)
-            check_candidates(request.ids, request.texts, options.query.text, self._limits, "candidates.ids")
+            check_candidates(request.ids, request.texts, options.query.text, self._limits, "candidates.ids[{}]")
             return Asked(request, options.top_k, options.explain, None)
         if self._decoder is not None:
             try:

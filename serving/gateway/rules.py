@@ -68,9 +68,9 @@ def float32(field: str, values: Sequence[float | None] | NDArray[np.generic]) ->
         column = np.asarray(values, dtype=np.float32)
     if np.isinf(column).any():
         first = int(np.isinf(column).ravel().argmax())
+        value = np.ravel(np.asarray(values))[first]
         raise InputError(
-            f"{field} must fit into float32 (up to 3.4e38), value {first} is {np.ravel(np.asarray(values))[first]!s}; use null for "
-            "missing",
+            f"{field} must fit into float32 (up to 3.4e38), value {first} is {value!s}; use null for missing",
             field=field,
         )
     return column
