@@ -385,6 +385,21 @@ def test_the_examples_of_the_documentation_work(client):
             assert wanted == 200 or "must be one of the model's" in answer.text
 
 
+def test_the_documentation_says_how_binary_forms_and_explanations_are_asked(client):
+    paths = client.get("/openapi.json").json()["paths"]
+    rank, infer = paths["/v1/rank"]["post"], paths["/v2/models/{name}/infer"]["post"]
+    assert set(rank["requestBody"]["content"]) == {"application/json", "application/vnd.apache.arrow.stream"}
+    assert "exact SHAP values" in rank["description"]
+    assert set(infer["requestBody"]["content"]) == {"application/json", "application/octet-stream"}
+    assert "415" in rank["responses"]
+
+
+def test_contributions_of_a_model_without_trees_are_refused(client):
+    answer = client.post("/v1/rank", json={"candidates": [{"id": "a"}], "explain": True})
+    assert (answer.status_code, answer.json()["error"]["field"]) == (422, "explain")
+    assert "need a model of trees, shop-ltr/2 is none" in answer.json()["error"]["message"]
+
+
 def test_the_documentation_needs_no_other_machine(client):
     page = client.get("/docs")
     assert (page.status_code, page.headers["content-type"]) == (200, "text/html; charset=utf-8")
