@@ -101,9 +101,9 @@ class RankRequest:
         )
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True, unsafe_hash=True)
 class Ranked:
-    """A candidate in its place; `rank` counts from 1."""
+    """A candidate in its place; `rank` counts from 1. Nobody changes one; frozen, it would take three times as long."""
 
     id: str
     score: float
@@ -218,7 +218,8 @@ class RankingModel:
 def ranked(ids: Sequence[str], scores_D: NDArray[np.float64]) -> tuple[Ranked, ...]:
     """Candidates by falling score; equal scores keep the order they came in."""
     order = np.argsort(-scores_D, kind="stable")
-    return tuple(Ranked(ids[i], float(scores_D[i]), rank) for rank, i in enumerate(order.tolist(), start=1))
+    names = [ids[place] for place in order.tolist()]
+    return tuple(map(Ranked, names, scores_D[order].tolist(), range(1, len(names) + 1)))
 
 
 def _texts(request: RankRequest) -> tuple[str, ...]:

@@ -87,22 +87,30 @@ def _features(table: Any) -> Table:
     if twice is not None:
         raise InputError(f"a feature must have one column, {twice!r} has two; send one", field=f"features.{twice}")
     matrix_ND = np.empty((len(names), table.num_rows), np.float32)
-    for place, name in enumerate(names):
-        matrix_ND[place] = _numbers(name, table.column(name))
+    # The columns' own arrays by number: `table.column(name)` would look the name up.
+    columns = [table.column(place) for place, name in enumerate(table.column_names) if name not in (_ID, _TEXT)]
+    with np.errstate(over="ignore"):
+        for place, (name, column) in enumerate(zip(names, columns, strict=True)):
+            matrix_ND[place] = _numbers(name, column)
+    if np.isinf(matrix_ND).any():
+        for name, column in zip(names, columns, strict=True):
+            float32(f"candidates.features.{name}", np.asarray(_numbers(name, column)))
     return Table(tuple(names), matrix_ND.T)
 
 
-def _numbers(name: str, column: Any) -> NDArray[np.float32]:
-    """A column [D] as float32, null as NaN."""
+def _numbers(name: str, column: Any) -> NDArray[np.generic] | float:
+    """A column [D] as numpy has it, null as NaN."""
     import pyarrow as pa
 
-    field = f"candidates.features.{name}"
-    if pa.types.is_null(column.type):
-        return np.full(len(column), np.nan, np.float32)
-    if not (pa.types.is_floating(column.type) or pa.types.is_integer(column.type)):
-        raise InputError(f"{field} must have numbers, got {column.type}; send floats or integers", field=field)
+    kind = column.type
+    if pa.types.is_null(kind):
+        return np.nan
+    if not (pa.types.is_floating(kind) or pa.types.is_integer(kind)):
+        field = f"candidates.features.{name}"
+        raise InputError(f"{field} must have numbers, got {kind}; send floats or integers", field=field)
     # Integers with nulls become float64, with NaN in their place.
-    return float32(field, column.to_numpy())
+    numbers: NDArray[np.generic] = column.to_numpy()
+    return numbers
 
 
 def _check_plain(body: bytes) -> None:

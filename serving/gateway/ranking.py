@@ -67,6 +67,7 @@ class Rank:
         self._batcher = batcher
         self._telemetry = telemetry
         self._phases = phases
+        self._fuses = any(config.fuse is not None for _, config in phases)
         self._models = models
         self._names = {served.ref: served.bundle.manifest.features or () for served, _ in phases}
         self._known = frozenset(name for names in self._names.values() for name in names)
@@ -91,8 +92,9 @@ class Rank:
             n_in = len(ids)
             try:
                 order = await self._score(served, _subset(request, ids), _within(config, deadline_s))
-                scored[number] = {one.id: one.score for one in order.ranked}
-                order = replace(order, ranked=_fused(order, number, scored, config.fuse))
+                if self._fuses:
+                    scored[number] = {one.id: one.score for one in order.ranked}
+                    order = replace(order, ranked=_fused(order, number, scored, config.fuse))
             except RankyardError as error:
                 if number == 0:
                     raise

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import signal
 import socket
 import threading
@@ -86,6 +87,9 @@ async def _serve(
             await asyncio.wait({serving, opening}, return_when=asyncio.FIRST_COMPLETED)
             if opening.done():
                 app.dataplane = opening.result()
+                # What is loaded now stays: the garbage collector need not look through it again.
+                gc.collect()
+                gc.freeze()
                 say(f"ready on {_address(listener)}, serving {', '.join(app.dataplane.roles.models)}")
                 await serving
         finally:
