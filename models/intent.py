@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from models.answers import Alternative, Intent, Reading
 from models.batch import Arrays, Encoded
 from models.manifest import OOS_LABEL, Contents, Scope
-from models.scope import DISTANCE_OUTPUT, scope_log_odds
+from models.scope import DISTANCE_OUTPUT, inside, scope_log_odds
 from models.text import NgramEncoder, SubwordEncoder
 
 _N_ALTERNATIVES = 4
@@ -67,22 +67,25 @@ def decode_intent(
     `distance` is the output `class_distance`, for a scope that weighs it.
     """
     scaled_C = np.asarray(logits_C, dtype=np.float64) / temperature
-    names = list(labels)
     if scope is None:
-        chances = _softmax(scaled_C)
-        best = int(scaled_C.argmax())
-    else:
-        is_inside_C = np.array([label != OOS_LABEL for label in labels])
-        inside_C = _softmax(np.where(is_inside_C, scaled_C, -np.inf))
-        outputs = {"intent_logits": logits_C} | ({} if distance is None else {DISTANCE_OUTPUT: distance})
-        log_odds = float(scope_log_odds(scope, outputs, labels))
-        is_in_scope = log_odds >= scope.threshold
-        uncalibrated = 1.0 if is_in_scope else float(inside_C.max())
-        p_inside = _sigmoid(log_odds) if scope.is_calibrated else uncalibrated
-        names = [label for label in labels if label != OOS_LABEL] + [OOS_LABEL]
-        chances = np.append(p_inside * inside_C[is_inside_C], 1 - p_inside)
-        best = int(inside_C[is_inside_C].argmax()) if is_in_scope else len(names) - 1
-    others = [place for place in np.argsort(-chances, kind="stable").tolist() if place != best and chances[place] > 0]
+        chances_C = _softmax(scaled_C)
+        return _answer(labels, chances_C, int(scaled_C.argmax()), n_alternatives)
+    places_I, names = inside(tuple(labels))
+    inside_I = _softmax(scaled_C[places_I])
+    outputs = {"intent_logits": logits_C} | ({} if distance is None else {DISTANCE_OUTPUT: distance})
+    log_odds = float(scope_log_odds(scope, outputs, labels))
+    is_in_scope = log_odds >= scope.threshold
+    best = int(inside_I.argmax())
+    uncalibrated = 1.0 if is_in_scope else float(inside_I[best])
+    p_inside = _sigmoid(log_odds) if scope.is_calibrated else uncalibrated
+    chances = np.append(p_inside * inside_I, 1 - p_inside)
+    return _answer((*names, OOS_LABEL), chances, best if is_in_scope else len(names), n_alternatives)
+
+
+def _answer(names: Sequence[str], chances: NDArray[np.float64], best: int, n_alternatives: int) -> Intent:
+    """The answer `best`, and of the others the likeliest, as far as they have a chance; of equal ones the first."""
+    likeliest = np.argsort(-chances, kind="stable")[: n_alternatives + 1].tolist()
+    others = [place for place in likeliest if place != best and chances[place] > 0]
     return Intent(
         label=names[best],
         confidence=float(chances[best]),

@@ -6,6 +6,8 @@ Shapes: `...` any number of texts, C labels, I labels other than `oos`, S scores
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,8 +21,8 @@ DISTANCE_OUTPUT = "class_distance"
 
 def scope_log_odds(scope: Scope, outputs: Arrays, labels: Sequence[str]) -> NDArray[np.float64]:
     """Weighed sum [...] of the scores and the bias; a text is in scope where it is at least `scope.threshold`."""
-    scores_S = scope_scores(tuple(scope.weights), outputs, labels)
-    return np.asarray(scores_S @ np.array(list(scope.weights.values())) + scope.bias)
+    found = _scores(tuple(scope.weights), outputs, labels)
+    return np.asarray(sum(weight * found[name] for name, weight in scope.weights.items()) + scope.bias)
 
 
 def scope_scores(names: Sequence[ScopeScore], outputs: Arrays, labels: Sequence[str]) -> NDArray[np.float64]:
@@ -30,16 +32,37 @@ def scope_scores(names: Sequence[ScopeScore], outputs: Arrays, labels: Sequence[
     oos_class: that sum minus the logit of `oos`, which is the model's own log-odds of not being `oos`.
     distance: minus the distance to the nearest class mean.
     """
+    found = _scores(names, outputs, labels)
+    return np.stack([found[name] for name in names], axis=-1)
+
+
+def _scores(
+    names: Sequence[ScopeScore], outputs: Arrays, labels: Sequence[str]
+) -> dict[ScopeScore, NDArray[np.float64]]:
     logits_C = np.asarray(outputs["intent_logits"], dtype=np.float64)
-    energy = _log_sum_exp(logits_C[..., [label != OOS_LABEL for label in labels]])
-    found = {"energy": energy}
+    energy = _log_sum_exp(logits_C[..., inside(tuple(labels)).places])
+    found: dict[ScopeScore, NDArray[np.float64]] = {"energy": energy}
     if "oos_class" in names:
         found["oos_class"] = energy - logits_C[..., list(labels).index(OOS_LABEL)]
     if "distance" in names:
         found["distance"] = -np.asarray(outputs[DISTANCE_OUTPUT], dtype=np.float64)
-    return np.stack([found[name] for name in names], axis=-1)
+    return found
+
+
+class Inside(NamedTuple):
+    """The labels other than `oos`: their places [I] among all, int64, and their names."""
+
+    places: NDArray[np.int64]
+    names: tuple[str, ...]
+
+
+@lru_cache(maxsize=64)
+def inside(labels: tuple[str, ...]) -> Inside:
+    """Which labels are in scope; looked up once for the labels of a model, not for every text."""
+    places = [place for place, label in enumerate(labels) if label != OOS_LABEL]
+    return Inside(np.array(places, dtype=np.int64), tuple(labels[place] for place in places))
 
 
 def _log_sum_exp(logits_I: NDArray[np.float64]) -> NDArray[np.float64]:
-    largest = logits_I.max(axis=-1, keepdims=True)
-    return np.asarray((largest + np.log(np.exp(logits_I - largest).sum(axis=-1, keepdims=True)))[..., 0])
+    largest = logits_I.max(axis=-1)
+    return np.asarray(largest + np.log(np.exp(logits_I - largest[..., np.newaxis]).sum(axis=-1)))

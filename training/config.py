@@ -152,6 +152,9 @@ class TaggerModel(TransformerModel):
     """Terms that the network is told of: `.jsonl` or `.csv` of {"type", "term"}, below the data directory or a path."""
 
 
+Precision = Literal["auto", "float32", "bfloat16"]
+
+
 class LoopTraining(Config):
     """AdamW with linear warm-up and decay, length-bucketed batches, early stopping on valid."""
 
@@ -169,6 +172,8 @@ class LoopTraining(Config):
     """Epochs without a better valid metric before training stops."""
     checkpoint_every_s: PositiveFloat = 60.0
     """Seconds between checkpoints inside an epoch; one is written after every epoch too."""
+    precision: Precision = "float32"
+    """Of matrix products while training, never of answers; auto: bfloat16 where the processor multiplies it."""
     engine: Literal["local", "torchrun"] = "local"
     """`torchrun`: several processes share every batch, by PyTorch's DistributedDataParallel."""
     n_processes: PositiveInt = 1
@@ -401,8 +406,8 @@ class CrossEncoderTraining(_RankingNetworkTraining):
     """Peak learning rate of the encoder."""
     head_learning_rate: PositiveFloat = 1e-3
     """Peak learning rate of the head, which starts from nothing."""
-    precision: Literal["float32", "bfloat16"] = "float32"
-    """Of the encoder's products while training; bfloat16 is faster where the processor multiplies it (AVX512-BF16)."""
+    precision: Precision = "float32"
+    """As the transformers of intents and tags have it."""
     patience: PositiveInt = 2
 
 

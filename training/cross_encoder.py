@@ -99,12 +99,7 @@ def _network(config: RankingCrossEncoderConfig, resolved: ResolvedEncoder, pairs
     torch.manual_seed(config.training.seed)
     encoder = load_encoder(resolved.directory)
     check_max_tokens(model.max_tokens, model.encoder, encoder.config)
-    return CrossEncoderNetwork(
-        encoder,
-        separator=pairs.separator,
-        dropout=model.dropout,
-        trains_in_bfloat16=config.training.precision == "bfloat16",
-    )
+    return CrossEncoderNetwork(encoder, separator=pairs.separator, dropout=model.dropout)
 
 
 def _encoded(model: RankingModel, rows: RankingRows) -> list[Encoded]:

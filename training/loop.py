@@ -26,7 +26,7 @@ from models.networks.protocol import Network
 from models.networks.vocabulary import UsedRows
 from training import checkpoint as checkpoints
 from training.batches import answers_of, shuffled_batches, tensors
-from training.config import LoopTraining
+from training.config import LoopTraining, Precision
 from training.fit import Checkpoint, Recorder
 from training.processes import Peers
 
@@ -119,6 +119,7 @@ class _Training:
         self._n_steps = self._n_batches * settings.epochs
         self._peers = Peers.found()
         self._shared = self._peers.wrap(network)
+        self._in_bfloat16 = computes_in_bfloat16(settings.precision)
         self._saved_at_s = time.monotonic()
         self.epoch = self.batch = self.step = 0
         self.loss_sum = 0.0
@@ -197,7 +198,9 @@ class _Training:
             group["lr"] = group["peak"] * rate
         examples = [self._examples[index] for index in chosen]
         part = [self._examples[index] for index in self._peers.part(chosen)]
-        outputs = self._peers.whole(self._shared(*tensors(part, self._signature)), len(chosen))
+        with torch.autocast("cpu", torch.bfloat16, enabled=self._in_bfloat16):
+            answers = self._shared(*tensors(part, self._signature))
+        outputs = self._peers.whole({name: answer.float() for name, answer in answers.items()}, len(chosen))
         loss = self._loss(_whole_texts(outputs, examples), chosen)
         if not math.isfinite(loss.item()):
             raise RefusedError(
@@ -217,6 +220,11 @@ class _Training:
             self.best_epoch, self.best_main = self.epoch + 1, main
             self.best_weights = {name: tensor.detach().clone() for name, tensor in self._network.state_dict().items()}
         self.epoch, self.batch, self.loss_sum = self.epoch + 1, 0, 0.0
+
+
+def computes_in_bfloat16(precision: Precision) -> bool:
+    """Whether matrix products are computed in 16 bits; `auto`: where the processor does so itself (AVX512-BF16)."""
+    return precision == "bfloat16" or (precision == "auto" and torch.cpu._is_avx512_bf16_supported())
 
 
 def _whole_texts(outputs: Mapping[str, Tensor], examples: Sequence[Encoded]) -> Mapping[str, Tensor]:

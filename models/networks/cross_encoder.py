@@ -25,15 +25,11 @@ class CrossEncoderNetwork(TransformerNetwork):
     other. The last layer starts at 0: before any training the order is that of the cosine, which encoders trained on
     sentence similarity have learned already.
 
-    separator: id of the token that ends the query; the title begins behind it. trains_in_bfloat16: the encoder's
-    products are computed in 16 bits while training, never when it answers.
+    separator: id of the token that ends the query; the title begins behind it.
     """
 
-    def __init__(
-        self, encoder: PreTrainedModel, *, separator: int, dropout: float, trains_in_bfloat16: bool = False
-    ) -> None:
+    def __init__(self, encoder: PreTrainedModel, *, separator: int, dropout: float) -> None:
         super().__init__(encoder, n_labels=0, n_tags=0, dropout=dropout)
-        self._trains_in_bfloat16 = trains_in_bfloat16
         n_states = int(encoder.config.hidden_size)
         self._separator = separator
         self._has_second_type = self._reads_token_types and int(getattr(encoder.config, "type_vocab_size", 0)) > 1
@@ -62,9 +58,7 @@ class CrossEncoderNetwork(TransformerNetwork):
         for rows in torch.split(order_B, _ROWS_TOGETHER):
             n_tokens = int(lengths_B[rows[-1]])
             mask = attention_mask[rows, :n_tokens]
-            with torch.autocast("cpu", torch.bfloat16, enabled=self.training and self._trains_in_bfloat16):
-                states_BTH = self.states(input_ids[rows, :n_tokens], mask)
-            scores.append(self.answer(states_BTH.float(), mask)["score"])
+            scores.append(self.answer(self.states(input_ids[rows, :n_tokens], mask), mask)["score"])
         return {"score": torch.cat(scores)[order_B.argsort()]}
 
     def states(self, input_ids: Tensor, attention_mask: Tensor | None, gazetteer: Tensor | None = None) -> Tensor:

@@ -11,6 +11,7 @@ import math
 import re
 import time
 from collections.abc import Awaitable, Callable, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -101,7 +102,8 @@ class App:
                 body = await self._read(scope["headers"], receive, deadline_s)
                 hangup = asyncio.ensure_future(receive())
                 hangup.add_done_callback(give_up)
-                answer: Answer | None = await ask(body, scope["headers"], deadline_s)
+                with nullcontext() if self.dataplane is None else self.dataplane.in_use():
+                    answer: Answer | None = await ask(body, scope["headers"], deadline_s)
             else:
                 answer = self._give(path, scope["method"])
         except RankyardError as error:

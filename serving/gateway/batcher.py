@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from models.batch import Encoded, collate, n_rows, split
 from models.errors import DeadlineError, OverloadedError, RankyardError, UnavailableError
 from serving.gateway.config import BatchConfig
+from serving.gateway.errors import EXPIRED
 from serving.gateway.telemetry import Telemetry
 from serving.runtime.protocol import Runtime, ServedModel
 
@@ -129,7 +130,7 @@ class Batcher:
         inputs = collate(requests, signature)
         timeout_s = max(item.deadline_s for item in batch) - time.monotonic()
         if timeout_s <= 0:
-            raise DeadlineError(_EXPIRED)
+            raise DeadlineError(EXPIRED)
         started = time.perf_counter()
         outputs = await self._runtime.infer(model, inputs, timeout_s=timeout_s)
         queue.series.model_seconds.observe(time.perf_counter() - started)
@@ -155,9 +156,6 @@ class Batcher:
 
 
 _STOPPED = "this gateway stopped before the answer was there; ask another one"
-_EXPIRED = (
-    "the deadline must not pass before the answer is there, it did; allow more time with x-deadline-ms, or ask less"
-)
 
 
 class _Item:
@@ -184,7 +182,7 @@ class _Item:
             self.future.set_exception(error)
 
     def expire(self) -> None:
-        self.fail(DeadlineError(_EXPIRED))
+        self.fail(DeadlineError(EXPIRED))
 
     def is_live(self, now_s: float) -> bool:
         """Whether somebody still waits; a request past its deadline is told so here, its timer may be late."""

@@ -112,12 +112,31 @@ class LimitsConfig(Config):
     max_queue_length: Count = 1_024
 
 
+class CacheConfig(Config):
+    """Which answers to queries are kept, and given again without asking a model; never those of another version.
+
+    max_bytes: of answers kept in this process; 0: none, and every caller's query is computed for itself.
+    redis_url: a Redis server whose answers gateways share, as `redis://HOST:PORT/DB`. ttl_s: how long it keeps one.
+    """
+
+    max_bytes: int = Field(default=64 * 1024 * 1024, ge=0)
+    redis_url: str | None = None
+    ttl_s: Count = 86_400
+
+    @model_validator(mode="after")
+    def _agrees_with_itself(self) -> CacheConfig:
+        if self.redis_url is not None and not self.max_bytes:
+            raise ValueError("max_bytes 0 means no cache at all; leave redis_url out, or max_bytes")
+        return self
+
+
 class GatewayConfig(Config):
     """All of a gateway's configuration.
 
     deployment: what promotions publish into (None: the workspace's). phases: ranking in several passes, instead of
     `models.ranking`. deadline_ms: how long a request may take that does not say so itself (header `x-deadline-ms`);
     max_deadline_ms: the most that it may ask for. drain_s: how long a stopping gateway finishes what it has begun.
+    follow_s: how often the deployment is looked at for a promotion (None: never, it serves what it began with).
     """
 
     deployment: Path | None = None
@@ -125,10 +144,12 @@ class GatewayConfig(Config):
     phases: tuple[PhaseConfig, ...] = ()
     runtime: RuntimeConfig = RuntimeConfig()
     batch: BatchConfig = BatchConfig()
+    cache: CacheConfig = CacheConfig()
     limits: LimitsConfig = LimitsConfig()
     deadline_ms: Milliseconds = 1_000
     max_deadline_ms: Milliseconds = 30_000
     drain_s: float = Field(default=10, gt=0, allow_inf_nan=False)
+    follow_s: float | None = Field(default=1, gt=0, allow_inf_nan=False)
 
     @model_validator(mode="after")
     def _agrees_with_itself(self) -> GatewayConfig:

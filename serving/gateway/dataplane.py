@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,6 +22,7 @@ from models.tagging import TaggingModel
 from registry import golden
 from serving.gateway import intent, ranking, tagging
 from serving.gateway.batcher import Batcher
+from serving.gateway.cache import open_cache
 from serving.gateway.candidates import Reader
 from serving.gateway.config import GatewayConfig, PhaseConfig
 from serving.gateway.published import Published
@@ -28,6 +30,8 @@ from serving.gateway.telemetry import Telemetry
 from serving.gateway.understand import Understand
 from serving.gateway.wire import Explain
 from serving.runtime.protocol import Runtime, ServedModel
+
+_RETIRES_EVERY_S = 0.05
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,16 +96,21 @@ class Dataplane:
         self, config: GatewayConfig, roles: Roles, runtime: Runtime, models: dict[str, Model], telemetry: Telemetry
     ) -> None:
         self.roles = roles
+        self._n_users = 0
         self._runtime = runtime
         self._drain_s = config.drain_s
         self._deadline_ms = config.deadline_ms
         self._batcher = Batcher(runtime, config.batch, config.limits.max_queue_length, telemetry)
+        answering = [model for model in (roles.intent, roles.tagging) if model is not None]
+        variants = [f"{served.ref} {served.bundle.digest} {config.runtime.variant}" for served in answering]
+        self._cache = open_cache(config.cache, variants, telemetry) if answering else None
         self._understand = Understand(
             self._batcher,
             config.limits,
             {ref: model for ref, model in models.items() if isinstance(model, IntentModel | TaggingModel)},
             intent=roles.intent,
             tagging=roles.tagging,
+            cache=self._cache,
         )
         self._rankers = {ref: model for ref, model in models.items() if isinstance(model, RankingModel)}
         self._rank = ranking.Rank(
@@ -163,10 +172,27 @@ class Dataplane:
         outputs = await self._batcher.submit(served, encoded, self._deadline(deadline_s))
         return np.asarray(outputs["score"], np.float32).reshape(-1)
 
+    @contextmanager
+    def in_use(self) -> Iterator[None]:
+        """Hold off `retire` as long as a request may ask."""
+        self._n_users += 1
+        try:
+            yield
+        finally:
+            self._n_users -= 1
+
+    async def retire(self) -> None:
+        """Close when nobody uses it any more."""
+        while self._n_users:
+            await asyncio.sleep(_RETIRES_EVERY_S)
+        await self.close()
+
     async def close(self) -> None:
         """Finish what was begun, within the configured time, and release the runtime."""
         await self._batcher.drain(self._drain_s)
         self._rank.close()
+        if self._cache is not None:
+            await self._cache.close()
         await self._runtime.close()
 
     def _deadline(self, deadline_s: float | None) -> float:

@@ -10,6 +10,11 @@ import msgspec
 
 from models.errors import InputError
 
+EXPIRED = (
+    "the deadline must not pass before the answer is there, it did; allow more time with x-deadline-ms, or ask less"
+)
+"""What a request is told whose deadline passed."""
+
 
 class MalformedError(InputError):
     """The body is not JSON at all."""

@@ -18,7 +18,8 @@ import uvloop
 from models.errors import ConfigError, WorkspaceError
 from serving.gateway.app import App
 from serving.gateway.config import GatewayConfig
-from serving.gateway.dataplane import Dataplane, choose
+from serving.gateway.dataplane import Dataplane, Roles
+from serving.gateway.following import Following
 from serving.gateway.telemetry import Telemetry
 from serving.runtime.onnx import OnnxRuntime
 from serving.runtime.protocol import Runtime
@@ -75,33 +76,41 @@ def make_runtime(config: GatewayConfig, name: str | None = None) -> Runtime:
 async def _serve(
     config: GatewayConfig, deployment: Path, runtime_name: str | None, listener: socket.socket, say: Say
 ) -> None:
-    # Made inside the loop that will use it: gRPC's channel keeps the one that it was made in.
-    runtime = make_runtime(config, runtime_name)
     telemetry = Telemetry()
     app = App(config, telemetry)
     server = _Server(_settings(app, config), app)
+
+    async def open_(roles: Roles) -> Dataplane:
+        # Made inside the loop that will use it: gRPC's channel keeps the one that it was made in.
+        runtime = make_runtime(config, runtime_name)
+        try:
+            return await Dataplane.open(config, roles, runtime, telemetry)
+        except BaseException:
+            await runtime.close()
+            raise
+
+    async def follow() -> None:
+        opened = await following.start()
+        # What is loaded now stays: the garbage collector need not look through it again.
+        gc.collect()
+        gc.freeze()
+        say(f"ready on {_address(listener)}, serving {', '.join(opened.roles.models)}")
+        await following.run()
+
+    following = Following(app, config, deployment, open_, telemetry)
     with _stopping(server):
         serving = asyncio.create_task(server.serve(sockets=[listener]))
-        opening = asyncio.create_task(_open(config, deployment, runtime, telemetry))
+        task = asyncio.create_task(follow())
         try:
-            await asyncio.wait({serving, opening}, return_when=asyncio.FIRST_COMPLETED)
-            if opening.done():
-                app.dataplane = opening.result()
-                # What is loaded now stays: the garbage collector need not look through it again.
-                gc.collect()
-                gc.freeze()
-                say(f"ready on {_address(listener)}, serving {', '.join(app.dataplane.roles.models)}")
-                await serving
+            await asyncio.wait({serving, task}, return_when=asyncio.FIRST_COMPLETED)
+            if task.done():
+                task.result()
+            await serving
         finally:
             server.should_exit = True
-            opening.cancel()
-            await serving
-            await (runtime.close() if app.dataplane is None else app.dataplane.close())
-
-
-async def _open(config: GatewayConfig, deployment: Path, runtime: Runtime, telemetry: Telemetry) -> Dataplane:
-    roles = await asyncio.to_thread(choose, config, deployment)
-    return await Dataplane.open(config, roles, runtime, telemetry)
+            task.cancel()
+            await asyncio.gather(serving, task, return_exceptions=True)
+            await following.close()
 
 
 class _Server(uvicorn.Server):

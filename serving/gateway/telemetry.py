@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
@@ -69,6 +70,18 @@ class Telemetry:
             ["model"],
             registry=registry,
         )
+        cache = Counter(
+            "rankyard_cache",
+            "Queries by where their answer came from: hit (this process), shared (Redis), joined (somebody was asking "
+            "it), miss.",
+            ["result"],
+            registry=registry,
+        )
+        self.cache_hits, self.cache_shared_hits = cache.labels("hit"), cache.labels("shared")
+        self.cache_joined, self.cache_misses = cache.labels("joined"), cache.labels("miss")
+        self.cache_bytes = Gauge(
+            "rankyard_cache_bytes", "What the answers kept in this process take.", registry=registry
+        )
         self._degraded = Counter(
             "rankyard_degraded", "Rankings answered without this phase's model.", ["model"], registry=registry
         )
@@ -77,6 +90,21 @@ class Telemetry:
         """Series of the model `ref`; `queue_length` is asked at every scrape."""
         self.queue_length.labels(ref).set_function(queue_length)
         return self._models.setdefault(ref, ModelTelemetry(self, ref))
+
+    def forget(self, ref: str) -> None:
+        """Drop the series of a model that is served no more: versions come and go, series must not grow with them."""
+        self._models.pop(ref, None)
+        for series in (
+            self.queue_length,
+            self.batch_size,
+            self.padding,
+            self.model_seconds,
+            self.rejected,
+            self.dropped,
+            self._degraded,
+        ):
+            with suppress(KeyError):
+                series.remove(ref)
 
     def answered(self, route: str, status: int, seconds: float) -> None:
         """Count a request and its time."""

@@ -11,6 +11,7 @@ from models.errors import InputError, NotFoundError, RankyardError, TooLargeErro
 from models.intent import IntentModel
 from models.tagging import TaggingModel
 from serving.gateway.batcher import Batcher, Outputs
+from serving.gateway.cache import AnswerCache
 from serving.gateway.config import LimitsConfig
 from serving.runtime.protocol import ServedModel
 
@@ -23,7 +24,7 @@ _BLOCK = 16
 class Understand:
     """Asks the models that answer intents and entities; one forward pass where they are the same model.
 
-    models: opened models by reference. intent, tagging: which of them answers what.
+    models: opened models by reference. intent, tagging: which of them answers what. cache: of their answers, if any.
     """
 
     def __init__(
@@ -34,9 +35,11 @@ class Understand:
         *,
         intent: ServedModel | None,
         tagging: ServedModel | None,
+        cache: AnswerCache | None = None,
     ) -> None:
         self._batcher = batcher
         self._limits = limits
+        self._cache = cache
         self._intent_ref = intent.ref if intent is not None else None
         self._tagging_ref = tagging.ref if tagging is not None else None
         served = {model.ref: model for model in (intent, tagging) if model is not None}
@@ -47,6 +50,11 @@ class Understand:
     async def one(self, query: object, deadline_s: float, field: str = "query") -> Understanding:
         """Understand one query; InputError, TooLargeError, OverloadedError, DeadlineError, UnavailableError."""
         text = self._check(query, field)
+        if self._cache is None:
+            return await self._ask(text, deadline_s, field)
+        return await self._cache.answer(text, lambda: self._ask(text, deadline_s, field), deadline_s)
+
+    async def _ask(self, text: str, deadline_s: float, field: str) -> Understanding:
         pending: list[asyncio.Future[Outputs]] = []
         encodings: list[Encoded] = []
         try:

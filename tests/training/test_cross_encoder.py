@@ -162,13 +162,3 @@ def test_a_tokenizer_that_does_not_end_a_query_is_refused(data, tmp_path):
     settings = config(tmp_path / "bare")
     with pytest.raises(ConfigError, match="must end a query with a token of its own"):
         cross_encoder.fit(settings, ranking.read(data, settings), Terminal(), Checkpoint(tmp_path, "f"))
-
-
-def test_training_in_16_bits_answers_in_32(encoder, data, tmp_path):
-    settings = config(encoder, precision="bfloat16", epochs=1)
-    found = cross_encoder.fit(settings, ranking.read(data, settings), Terminal(), Checkpoint(tmp_path, "f"))
-    ids, mask = torch.tensor([[2, 4, 9, 3, 4, 9, 3]]), torch.ones((1, 7), dtype=torch.int64)
-    with torch.inference_mode():
-        assert found.network(ids, mask)["score"].dtype == torch.float32
-        whole = found.network.answer(found.network.states(ids, mask), mask)["score"]
-        torch.testing.assert_close(found.network(ids, mask)["score"], whole)

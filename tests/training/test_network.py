@@ -189,6 +189,20 @@ def test_a_diverging_training_is_refused(encoder, tmp_path):
         tagging.fit(wild, joint_rows(), Listener(), Checkpoint(tmp_path, "f"))
 
 
+@pytest.mark.parametrize("multiplies", [False, True])
+def test_products_are_of_16_bits_where_the_processor_multiplies_them(whole, encoder, tmp_path, monkeypatch, multiplies):
+    def trained(precision):
+        settings = config(encoder, precision=precision)
+        return weights(tagging.fit(settings, joint_rows(), Listener(), Checkpoint(tmp_path, "f")))
+
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: multiplies)
+    in_float32, chosen = weights(whole[0]), trained("auto")
+    assert_equal_weights(chosen, trained("bfloat16") if multiplies else in_float32)
+    assert all(weight.dtype == in_float32[name].dtype for name, weight in chosen.items())
+    if multiplies:
+        assert not torch.equal(chosen["tag_head.weight"], in_float32["tag_head.weight"])
+
+
 def test_an_unknown_label_in_valid_counts_as_an_error(encoder, tmp_path):
     listener = Listener()
     tagging.fit(config(encoder), joint_rows(valid_label="unheard"), listener, Checkpoint(tmp_path, "f"))

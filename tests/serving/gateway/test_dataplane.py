@@ -200,7 +200,8 @@ def test_one_models_failure_is_one_error_and_leaves_nothing_running(tmp_path, bu
 def test_a_full_queue_fails_the_queries_that_do_not_fit_in(bundles):
     roles = only(ServedModel("q", "1", bundles["intent"]))
     settings = config(limits={"max_queue_length": 3})
-    answers = ask(settings, roles, lambda plane: plane.understand_several(["red shoes"] * 10))
+    queries = [f"red shoes {number}" for number in range(10)]
+    answers = ask(settings, roles, lambda plane: plane.understand_several(queries))
     assert sum(isinstance(answer, OverloadedError) for answer in answers) == 7
 
 

@@ -13,7 +13,7 @@ import httpx
 import pytest
 
 from models.errors import WorkspaceError
-from serving.gateway import server
+from serving.gateway import following, server
 from serving.gateway.config import GatewayConfig
 from tests.serving.gateway.conftest import start
 
@@ -104,8 +104,8 @@ def test_it_lives_but_is_not_ready_before_its_models_are_loaded(deployment, monk
     listener = server._bind("127.0.0.1", 0)
     url = server._address(listener)
     monkeypatch.setattr(server, "_bind", lambda *_: listener)
-    choose = server.choose
-    monkeypatch.setattr(server, "choose", lambda *given: may_load.wait(10) and choose(*given))
+    choose = following.choose
+    monkeypatch.setattr(following, "choose", lambda *given: may_load.wait(10) and choose(*given))
     servers: list[server._Server] = []
     settings = server._Server.__init__
     monkeypatch.setattr(

@@ -1,0 +1,242 @@
+"""Which answers are given again, and what one who waits for another gets."""
+
+import asyncio
+import shutil
+import socket
+import subprocess
+import time
+import tracemalloc
+
+import pytest
+
+from models.answers import Alternative, Entity, Intent, Understanding
+from models.errors import DeadlineError, InputError
+from serving.gateway.cache import AnswerCache, LocalAnswers
+from serving.gateway.config import CacheConfig
+from serving.gateway.telemetry import Telemetry
+from tests.serving.gateway.conftest import gateway
+
+
+def understanding(text):
+    intent = Intent("buy", 0.1 + 0.2, True, (Alternative("return", 1 / 3),))
+    return Understanding(text, intent, (Entity("colour", "réd", 0, 3, 0.7),), {"intent": "shop/3"})
+
+
+class Model:
+    """Answers texts, `slow` ones at `go`; counts what it is asked."""
+
+    def __init__(self):
+        self.asked = []
+        self.go = asyncio.Event()
+        self.fault = None
+
+    def ask(self, text):
+        async def answer():
+            self.asked.append(text)
+            if text == "slow":
+                await self.go.wait()
+            if self.fault is not None:
+                raise self.fault
+            return understanding(text)
+
+        return answer
+
+
+def cache(shared=None, max_bytes=10_000, models=("shop/3 digest int8",)):
+    return AnswerCache(CacheConfig(max_bytes=max_bytes), models, Telemetry(), shared)
+
+
+def soon(seconds=5.0):
+    return time.monotonic() + seconds
+
+
+def test_a_query_asked_again_is_answered_equally_without_the_model():
+    async def scenario():
+        model, answers = Model(), cache()
+        first = await answers.answer("red", model.ask("red"), soon())
+        assert await answers.answer("red", model.ask("red"), soon()) == first == understanding("red")
+        assert await answers.answer("Red", model.ask("Red"), soon()) == understanding("Red")
+        assert model.asked == ["red", "Red"]
+
+    asyncio.run(scenario())
+
+
+def test_all_who_ask_at_once_share_one_computation():
+    async def scenario():
+        model, answers = Model(), cache()
+        asking = [asyncio.create_task(answers.answer("slow", model.ask("slow"), soon())) for _ in range(20)]
+        await asyncio.sleep(0)
+        model.go.set()
+        assert await asyncio.gather(*asking) == [understanding("slow")] * 20
+        assert model.asked == ["slow"]
+
+    asyncio.run(scenario())
+
+
+def test_where_the_one_who_asks_gives_up_the_next_asks_anew():
+    async def scenario():
+        model, answers = Model(), cache()
+        first, *others = [asyncio.create_task(answers.answer("slow", model.ask("slow"), soon())) for _ in range(5)]
+        await asyncio.sleep(0)
+        first.cancel()
+        await asyncio.sleep(0)
+        model.go.set()
+        assert await asyncio.gather(*others) == [understanding("slow")] * 4
+        assert model.asked == ["slow", "slow"]
+
+    asyncio.run(scenario())
+
+
+def test_a_failure_is_not_kept_and_each_gets_one_of_its_own():
+    async def scenario():
+        model, answers = Model(), cache()
+        model.fault = InputError("too long")
+        asking = [asyncio.create_task(answers.answer("slow", model.ask("slow"), soon())) for _ in range(3)]
+        await asyncio.sleep(0)
+        model.go.set()
+        found = await asyncio.gather(*asking, return_exceptions=True)
+        assert all(isinstance(error, InputError) for error in found)
+        model.fault = None
+        assert await answers.answer("slow", model.ask("slow"), soon()) == understanding("slow")
+
+    asyncio.run(scenario())
+
+
+def test_one_who_waits_has_a_deadline_of_its_own():
+    async def scenario():
+        model, answers = Model(), cache()
+        first = asyncio.create_task(answers.answer("slow", model.ask("slow"), soon()))
+        await asyncio.sleep(0)
+        with pytest.raises(DeadlineError, match="deadline must not pass"):
+            await answers.answer("slow", model.ask("slow"), soon(0.01))
+        model.go.set()
+        assert await first == understanding("slow")
+
+    asyncio.run(scenario())
+
+
+def test_of_a_full_cache_what_was_not_asked_for_the_longest_time_goes():
+    one = LocalAnswers(10_000)
+    one.put("a", understanding("a"))
+    answers = LocalAnswers(3 * one.n_bytes)
+    for text in "abc":
+        answers.put(text, understanding(text))
+    assert answers.get("a") is not None
+    answers.put("d", understanding("d"))
+    assert [text for text in "abcd" if answers.get(text) is None] == ["b"]
+    answers.put("e" * 5_000, understanding("e" * 5_000))
+    assert answers.get("e" * 5_000) is None
+    assert answers.n_bytes <= 3 * one.n_bytes
+
+
+def test_a_cache_takes_the_memory_that_it_says():
+    def fresh(number):
+        intent = Intent(
+            "buy", number / 7, True, tuple(Alternative("return", number / (9 + place)) for place in range(4))
+        )
+        text = f"query number {number} ü"
+        return Understanding(text, intent, (Entity("colour", text[:9], 0, 300 + number, number / 3),), models)
+
+    models = {"intent": "shop/3"}
+    tracemalloc.start()
+    before, _ = tracemalloc.get_traced_memory()
+    answers = LocalAnswers(3_000_000)
+    for number in range(5_000):
+        one = fresh(number)
+        answers.put(one.query, one)
+    del one
+    after, _ = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert 2_900_000 < answers.n_bytes <= 3_000_000
+    assert after - before == pytest.approx(answers.n_bytes, rel=0.15)
+
+
+def test_hits_equal_misses_byte_for_byte_and_are_counted(deployment):
+    queries = ["red nike shoes", "where is my order", "tell me a joke", "réd 漢字 shoes"]
+    with gateway(deployment) as cached, gateway(deployment, {"cache": {"max_bytes": 0}}) as uncached:
+        for query in queries:
+            bodies = {
+                client.post("/v1/understand", json={"query": query}).content for client in [cached] * 3 + [uncached]
+            }
+            assert len(bodies) == 1
+        alone = [cached.post("/v1/understand", json={"query": query}).json() for query in queries]
+        assert cached.post("/v1/understand", json={"queries": queries}).json() == {"results": alone}
+        exposition = cached.get("/metrics").text
+        assert 'rankyard_cache_total{result="miss"} 4.0' in exposition
+        assert 'rankyard_cache_total{result="hit"} 16.0' in exposition
+        assert 'rankyard_cache_total{result="hit"} 0.0' in uncached.get("/metrics").text
+
+
+@pytest.fixture(scope="module")
+def redis_url(tmp_path_factory):
+    program = shutil.which("redis-server")
+    if program is None:
+        pytest.skip("no redis-server here (Debian: redis-server)")
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        port = taken.getsockname()[1]
+    directory = tmp_path_factory.mktemp("redis")
+    options = ["--port", str(port), "--bind", "127.0.0.1", "--save", "", "--appendonly", "no", "--dir", str(directory)]
+    process = subprocess.Popen([program, *options], stdout=subprocess.DEVNULL)
+    try:
+        for _ in range(200):
+            with socket.socket() as probe:
+                if probe.connect_ex(("127.0.0.1", port)) == 0:
+                    break
+            time.sleep(0.02)
+        yield f"redis://127.0.0.1:{port}/0"
+    finally:
+        process.terminate()
+        process.wait(timeout=10)
+
+
+def test_gateways_share_answers_of_the_same_version_alone(redis_url):
+    from serving.gateway.redis_answers import RedisAnswers
+
+    async def scenario():
+        model = Model()
+        one, other, newer = (
+            cache(RedisAnswers(redis_url, 60), models=[models]) for models in ("shop/3 d3", "shop/3 d3", "shop/4 d4")
+        )
+        first = await one.answer("red", model.ask("red"), soon())
+        await one.close()
+        assert await other.answer("red", model.ask("red"), soon()) == first
+        assert model.asked == ["red"]
+        await newer.answer("red", model.ask("red"), soon())
+        assert model.asked == ["red", "red"]
+        await other.close()
+        await newer.close()
+
+    asyncio.run(scenario())
+
+
+def test_a_redis_that_is_gone_or_holds_other_things_costs_an_answer_little(redis_url, caplog):
+    from redis.asyncio import Redis
+
+    from serving.gateway.redis_answers import RedisAnswers
+
+    async def scenario():
+        model = Model()
+        gone = cache(RedisAnswers("redis://127.0.0.1:1/0", 60))
+        started = time.monotonic()
+        for number in range(50):
+            await gone.answer(str(number), model.ask(str(number)), soon())
+        assert time.monotonic() - started < 0.5
+        await gone.close()
+        assert len([record for record in caplog.records if "are not shared" in record.message]) == 1
+        strange = cache(RedisAnswers(redis_url, 60), models=["strange"])
+        async with Redis.from_url(redis_url) as client:
+            await client.set(strange._key("red"), b"{}")
+        assert await strange.answer("red", model.ask("red"), soon()) == understanding("red")
+        await strange.close()
+
+    asyncio.run(scenario())
+
+
+def test_a_bad_address_of_redis_is_refused(deployment):
+    from tests.serving.gateway.conftest import start
+
+    process = start(deployment, {"cache": {"redis_url": "localhost:6379"}})
+    _, said = process.communicate(timeout=20)
+    assert process.returncode == 2
+    assert said.startswith("cache.redis_url must be like redis://HOST:PORT/DB, got localhost:6379")

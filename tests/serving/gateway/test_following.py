@@ -1,0 +1,117 @@
+"""A gateway in a process of its own, whose deployment changes under load."""
+
+import json
+import shutil
+import threading
+import time
+
+import httpx
+import pytest
+
+from registry import bundle
+from registry.deployment import Published, publish
+from tests.bundles import tiny_bundle
+from tests.serving.gateway.conftest import gateway
+
+QUERY = "where is my order"
+
+
+@pytest.fixture
+def deployed(tmp_path):
+    """A deployment of one intent model, and `promote(version, bundle)`."""
+    directory = tmp_path / "deployment"
+
+    def promote(version, sealed):
+        publish(directory, "shop-query", {"champion": Published(str(version), sealed)})
+
+    promote(1, tiny_bundle(tmp_path / "bundles", "intent"))
+    return directory, promote
+
+
+def models(client):
+    return [model["ref"] for model in client.get("/v1/models").json()["models"]]
+
+
+def wait_for(client, ref, seconds=10):
+    until = time.monotonic() + seconds
+    while models(client) != [ref]:
+        assert time.monotonic() < until, models(client)
+        time.sleep(0.01)
+
+
+def test_ten_promotions_under_load_fail_no_request_and_mix_no_versions(deployed, tmp_path):
+    directory, promote = deployed
+    newer = [tiny_bundle(tmp_path / "bundles", "intent", name=f"n{number}") for number in range(10)]
+    stopping, answers, faults = threading.Event(), [], []
+
+    def load(url):
+        with httpx.Client(base_url=url, timeout=10) as client:
+            while not stopping.is_set():
+                response = client.post("/v1/understand", json={"queries": [QUERY, "tell me a joke"]})
+                if response.status_code != 200:
+                    faults.append(response.text)
+                answers.append(response.json())
+
+    with gateway(directory, {"follow_s": 0.02}, says="serving shop-query/11, after shop-query/10") as client:
+        callers = [threading.Thread(target=load, args=(client.base_url,)) for _ in range(4)]
+        for caller in callers:
+            caller.start()
+        for version, sealed in enumerate(newer, start=2):
+            promote(version, sealed)
+            wait_for(client, f"shop-query/{version}")
+            assert client.post("/v1/understand", json={"query": QUERY}).json()["models"] == {
+                "intent": f"shop-query/{version}"
+            }
+        stopping.set()
+        for caller in callers:
+            caller.join()
+        until = time.monotonic() + 5
+        while 'model="shop-query/10"' in client.get("/metrics").text:
+            assert time.monotonic() < until
+            time.sleep(0.02)
+    assert faults == []
+    assert len({answer["results"][0]["models"]["intent"] for answer in answers}) > 5
+    for answer in answers:
+        first, second = answer["results"]
+        assert first["models"] == second["models"]
+        assert (first["intent"]["label"], second["intent"]["label"]) == ("order_status", "oos")
+
+
+def test_a_model_that_does_not_prove_itself_leaves_the_old_one_serving(deployed, tmp_path):
+    directory, promote = deployed
+    with gateway(directory, {"follow_s": 0.02}, says="still serving shop-query/1: golden row 0") as client:
+        promote(2, with_other_golden_rows(tiny_bundle(tmp_path / "bundles", "intent", name="bad"), tmp_path / "spoilt"))
+        time.sleep(0.5)
+        assert models(client) == ["shop-query/1"]
+        assert client.post("/v1/understand", json={"query": QUERY}).status_code == 200
+        promote(3, tiny_bundle(tmp_path / "bundles", "intent", name="good"))
+        wait_for(client, "shop-query/3")
+
+
+def with_other_golden_rows(sealed, bundles):
+    """A bundle that is whole, and whose model does not answer what its golden rows say."""
+    with bundle.draft(bundles) as draft:
+        for name in sealed.manifest.files:
+            shutil.copyfile(sealed.path / name, draft / name)
+        rows = json.loads((draft / "golden.json").read_text())
+        rows["rows"][0]["outputs"]["float32"]["intent_logits"][0] += 0.5
+        (draft / "golden.json").write_text(json.dumps(rows))
+        return bundle.seal(draft, sealed.manifest, bundles)
+
+
+def test_a_gateway_that_does_not_follow_serves_what_it_began_with(deployed, tmp_path):
+    directory, promote = deployed
+    with gateway(directory, {"follow_s": None}) as client:
+        promote(2, tiny_bundle(tmp_path / "bundles", "intent", name="new"))
+        time.sleep(0.3)
+        assert models(client) == ["shop-query/1"]
+
+
+def test_a_pointer_that_cannot_be_read_leaves_the_old_one_serving(deployed, tmp_path):
+    directory, promote = deployed
+    with gateway(directory, {"follow_s": 0.02}, says="must be a pointer as written by a promotion") as client:
+        (directory / "aliases" / "shop-query.json").write_text("{")
+        time.sleep(0.3)
+        assert models(client) == ["shop-query/1"]
+        promote(2, tiny_bundle(tmp_path / "bundles", "intent", name="new"))
+        wait_for(client, "shop-query/2")
