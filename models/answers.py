@@ -72,6 +72,14 @@ class Phase:
 
 
 @dataclass(frozen=True, slots=True)
+class Contributions:
+    """What each feature added to a score (`models.shap`), candidate -> feature -> part: score = base + their sum."""
+
+    base: float
+    candidates: dict[str, dict[str, float]]
+
+
+@dataclass(frozen=True, slots=True)
 class Ranking:
     """The answer of POST /v1/rank; `reason` says why where `degraded`."""
 
@@ -81,6 +89,7 @@ class Ranking:
     degraded: bool = False
     reason: str | None = None
     explanations: dict[str, dict[str, float | None]] = field(default_factory=dict)
+    contributions: Contributions | None = None
 
 
 def to_json(answer: Understanding | Ranking) -> dict[str, Any]:
@@ -92,4 +101,6 @@ def to_json(answer: Understanding | Ranking) -> dict[str, Any]:
             del fields["reason"]
         if not answer.explanations:
             del fields["explanations"]
+        if answer.contributions is None:
+            del fields["contributions"]
     return fields

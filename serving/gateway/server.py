@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import signal
 import socket
 import threading
@@ -47,7 +48,7 @@ def make_runtime(config: GatewayConfig, name: str | None = None) -> Runtime:
     """Make the runtime `name`, or the one that the configuration names."""
     settings = config.runtime
     if (name or settings.kind) == "onnx":
-        return OnnxRuntime(settings.n_workers, settings.variant)
+        return OnnxRuntime(settings.n_workers, settings.variant, settings.scorers)
     # Imported here: gRPC costs half a second at start, which an embedded gateway need not pay.
     from serving.runtime.triton import TritonRuntime
 
@@ -56,6 +57,11 @@ def make_runtime(config: GatewayConfig, name: str | None = None) -> Runtime:
             f"a Triton server runs what was deployed, runtime.variant must be left out, got {settings.variant}; "
             "leave it out",
             field="runtime.variant",
+        )
+    if settings.scorers is not None:
+        raise ConfigError(
+            "a Triton server scores with what was deployed, runtime.scorers must be left out; leave it out",
+            field="runtime.scorers",
         )
     if settings.triton_url is None:
         raise ConfigError(
@@ -87,6 +93,9 @@ async def _serve(
 
     async def follow() -> None:
         opened = await following.start()
+        # What is loaded now stays: the garbage collector need not look through it again.
+        gc.collect()
+        gc.freeze()
         say(f"ready on {_address(listener)}, serving {', '.join(opened.roles.models)}")
         await following.run()
 
