@@ -6,7 +6,7 @@ import argparse
 import json
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -224,18 +224,31 @@ def _decision(answer: Answer) -> Answer:
 
 
 def _predict(options: argparse.Namespace) -> Answer:
-    from serving.gateway.predict import predict
-
-    lines = [*options.texts, *(_lines(Path(options.file)) if options.file else ())]
+    texts = options.texts
+    if options.url:  # a gateway knows what it serves: the first word is a text already
+        texts = [*([] if options.ref is None else [options.ref]), *texts]
+    elif options.ref is None:
+        raise InputError("predict needs a REF, or a running gateway's --url, got neither")
+    lines = [*texts, *(_lines(Path(options.file)) if options.file else ())]
     if not lines:
         raise InputError("predict needs at least one TEXT or --file, got none")
     n_failed = 0
-    for answer in predict(_served(options), lines):
+    for answer in _answers(options, lines):
         print(json.dumps(answer), flush=True)
         n_failed += "error" in answer
     if n_failed:
         raise InputError(f"every line must be a request that the model can answer, {n_failed} of {len(lines)} are not")
     return {}
+
+
+def _answers(options: argparse.Namespace, lines: Sequence[str]) -> Iterator[Answer]:
+    if options.url:
+        from serving.ask import ask
+
+        return ask(options.url, lines)
+    from serving.gateway.predict import predict
+
+    return predict(_served(options), lines)
 
 
 def _served(options: argparse.Namespace) -> ServedModel:
@@ -347,6 +360,14 @@ def _serve(options: argparse.Namespace) -> Answer:
     return {}
 
 
+def _bench(options: argparse.Namespace) -> Answer:
+    from serving.bench.bench import bench
+    from serving.bench.settings import Settings, settings
+
+    given = {name: value for name in Settings.model_fields if (value := getattr(options, name)) is not None}
+    return bench(settings(given), say=lambda line: print(line, file=sys.stderr, flush=True))
+
+
 def _ui(options: argparse.Namespace) -> Answer:
     tracking = _tracking(options)
     print(f"MLflow UI of {tracking.uri} on http://{options.host}:{options.port}, Ctrl-C ends it", file=sys.stderr)
@@ -369,6 +390,14 @@ def _seconds(text: str) -> float:
     if not 0 < seconds < float("inf"):
         raise argparse.ArgumentTypeError(f"must be a number of seconds above 0, got {text!r}")
     return seconds
+
+
+def _numbers(text: str) -> list[float]:
+    """Numbers of the command line, with commas between them."""
+    try:
+        return [float(part) for part in text.split(",")]
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"must be numbers with commas between them, got {text!r}") from None
 
 
 COMMON = argparse.ArgumentParser(add_help=False)
@@ -441,9 +470,10 @@ def _parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--data", required=True, metavar="FILE")
 
     predict = command("predict", _predict, "answer as the gateway would, one JSON object a line")
-    predict.add_argument("ref", metavar="REF", help=REF_HELP)
+    predict.add_argument("ref", nargs="?", metavar="REF", help=f"{REF_HELP}; none with --url")
     predict.add_argument("texts", nargs="*", metavar="TEXT")
     predict.add_argument("--file", metavar="FILE", help="a text a line; for ranking a /v1/rank request a line")
+    predict.add_argument("--url", metavar="URL", help="ask a running gateway there, instead of a model in this process")
 
     models = command("models", _models, "list models with their versions, roles and metrics")
     models.add_argument("name", nargs="?")
@@ -486,10 +516,44 @@ def _parser() -> argparse.ArgumentParser:
     serve.add_argument("--host", default="127.0.0.1")
     serve.add_argument("--port", type=int, default=8080, help="0: any free one")
 
+    _add_bench(command("bench", _bench, "load a running gateway, and say how fast and how well it answers"))
+
     ui = command("ui", _ui, "open the MLflow UI on the workspace")
     ui.add_argument("--host", default="127.0.0.1")
     ui.add_argument("--port", type=int, default=5000)
     return parser
+
+
+def _add_bench(bench: argparse.ArgumentParser) -> None:
+    bench.add_argument("--url", help="the gateway (default: http://127.0.0.1:8080)")
+    bench.add_argument(
+        "--scenario", choices=("understand", "rank", "mixed"), help="what is asked (default: understand)"
+    )
+    load = bench.add_argument_group("load", "one of the first three; latency counts from when a request was due")
+    load.add_argument("--concurrency", type=_count, metavar="N", help="closed loop of N callers (default: 16)")
+    load.add_argument("--rate", type=float, metavar="R", help="open loop of R requests a second")
+    load.add_argument("--rates", type=_numbers, metavar="R,R,...", help="a sweep: one open loop after the other")
+    load.add_argument("--arrivals", choices=("poisson", "constant"), help="of an open loop (default: poisson)")
+    load.add_argument("--connections", type=_count, metavar="N", help="an open loop's most (default: 512)")
+    load.add_argument("--seconds", type=_seconds, metavar="S", help="of each loop (default: 10)")
+    load.add_argument("--warmup-seconds", type=float, metavar="S", help="before each, not counted (default: 2)")
+    load.add_argument("--p99-limit-ms", type=float, metavar="MS", help="what goodput is about (default: 50)")
+    load.add_argument("--deadline-ms", type=float, metavar="MS", help="told to the gateway (default: its own)")
+    sent = bench.add_argument_group("what is sent", "generated by --seed, no query twice unless --zipf says so")
+    sent.add_argument("--seed", type=int, help="(default: 0); another one sends other queries")
+    sent.add_argument("--queries", metavar="FILE", help="a query a line, instead of generated ones")
+    sent.add_argument("--zipf", type=float, metavar="S", help="query i of --distinct has a chance ~ i^-S")
+    sent.add_argument("--distinct", type=_count, metavar="N", help="queries that --zipf draws from (default: 100000)")
+    sent.add_argument("--list-sizes", type=_numbers, metavar="N,N,...", help="candidates, in turn (default: 100)")
+    sent.add_argument("--form", choices=("columns", "rows"), help="of candidates (default: columns)")
+    sent.add_argument("--features", type=lambda text: text.split(","), metavar="NAME,...", help="default: the model's")
+    sent.add_argument("--texts", action="store_true", default=None, help="candidates have a text")
+    sent.add_argument("--top-k", type=_count, metavar="K", help="answers wanted of a list (default: all)")
+    sent.add_argument("--rank-share", type=float, metavar="P", help="of the requests of `mixed` (default: 0.2)")
+    files = bench.add_argument_group("files")
+    files.add_argument("--out", metavar="FILE", help="write the result there, as JSON")
+    files.add_argument("--picture", metavar="FILE", help="draw a sweep's latency over load there, as PNG")
+    files.add_argument("--compare", metavar="FILE", help="an earlier --out of the same load: say the ratios")
 
 
 if __name__ == "__main__":

@@ -5,8 +5,6 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from models.ranking import Ranked
-
 
 @dataclass(frozen=True, slots=True)
 class Alternative:
@@ -59,6 +57,15 @@ class Understanding:
     intent: Intent | None
     entities: tuple[Entity, ...]
     models: dict[str, str]
+
+
+@dataclass(slots=True, unsafe_hash=True)
+class Ranked:
+    """A candidate in its place; `rank` counts from 1. Nobody changes one; frozen, it would take three times as long."""
+
+    id: str
+    score: float
+    rank: int
 
 
 @dataclass(frozen=True, slots=True)

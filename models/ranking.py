@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 from numpy.typing import NDArray
 
+from models.answers import Ranked
 from models.batch import Arrays, Encoded
 from models.errors import InputError
 from models.features import PairFeaturizer
@@ -99,15 +100,6 @@ class RankRequest:
             else {name: column_D for name, column_D in features.items() if name not in names},
             query_features={name: value for name, value in self.query_features.items() if name not in names},
         )
-
-
-@dataclass(slots=True, unsafe_hash=True)
-class Ranked:
-    """A candidate in its place; `rank` counts from 1. Nobody changes one; frozen, it would take three times as long."""
-
-    id: str
-    score: float
-    rank: int
 
 
 class RankingModel:

@@ -8,17 +8,15 @@ from __future__ import annotations
 import argparse
 import json
 import subprocess
-import sys
-import sysconfig
 import tempfile
 import time
-import venv
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from experiments.environment import overlay
 from experiments.report import Row, save
 from models.bootstrap import paired_difference
 from models.model import open_model
@@ -84,7 +82,7 @@ class Study:
         self._seconds = time.perf_counter() - begin
         print(f"chosen in {self._seconds:.1f} s: {chosen.trial.recipe}, kept: {chosen.is_kept}")
         quantize(model, files["onnxruntime"], RECIPES["onnxruntime_dynamic"])
-        python = _environment(directory / "environment", requirements)
+        python = overlay(directory / "environment", requirements)
         encoder = resolve(self._config.model.encoder).directory
         script = [str(HERE / "optimum_quantize.py"), str(model), str(encoder / CONFIG), str(files["optimum"])]
         subprocess.run([str(python), *script], check=True)
@@ -165,16 +163,6 @@ class Study:
     def _judge(self, rows: Any, answered: Any) -> Evaluation:
         config = EvaluateConfig(n_resamples=100)
         return judge(self._model, self._bundle.manifest, rows, answered, config=config, seed=0)
-
-
-def _environment(directory: Path, requirements: Sequence[str]) -> Path:
-    """Make an environment with `requirements` over the packages of this one; gives its Python."""
-    venv.create(directory, with_pip=True)
-    python = directory / "bin" / "python"
-    packages = next(directory.glob("lib/python*/site-packages"))
-    (packages / "shared.pth").write_text(sysconfig.get_path("purelib") + "\n" + "\n".join(sys.path[1:]) + "\n")
-    subprocess.run([str(python), "-m", "pip", "install", "-q", "--no-deps", *requirements], check=True)
-    return python
 
 
 def _rounded(trial: RecipeTrial) -> dict[str, Any]:

@@ -12,11 +12,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from models import fusion
-from models.answers import Phase, Ranking
+from models.answers import Phase, Ranked, Ranking
 from models.batch import Encoded
 from models.errors import DeadlineError, InputError, NotFoundError, OverloadedError, RankyardError
 from models.pairs import trimmed
-from models.ranking import Ranked, RankingModel, RankRequest, ranked
+from models.ranking import RankingModel, RankRequest, ranked
 from serving.gateway.batcher import Batcher
 from serving.gateway.config import FuseConfig, LimitsConfig, LinearConfig, PhaseConfig
 from serving.gateway.explain import Explainers

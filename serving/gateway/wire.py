@@ -11,8 +11,7 @@ from typing import Annotated, Any, Literal, TypeVar
 import msgspec
 from msgspec import UNSET, Meta, Struct, UnsetType
 
-from models.answers import Ranking
-from models.ranking import Ranked
+from models.answers import Ranked, Ranking
 from serving.gateway.errors import MalformedError, invalid
 
 Number = float | None

@@ -8,8 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 import msgspec
 import pytest
 
-from models.answers import Alternative, Intent, Phase, Ranking, Understanding, to_json
-from models.ranking import Ranked
+from models.answers import Alternative, Intent, Phase, Ranked, Ranking, Understanding, to_json
 from serving.gateway import wire
 from tests.bundles import PHRASES
 

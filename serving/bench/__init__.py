@@ -1,0 +1,1 @@
+"""`rankyard bench`: load for a gateway, and what it did under it."""

@@ -1,0 +1,162 @@
+"""The load generator against servers that behave in known ways."""
+
+import asyncio
+import itertools
+
+import pytest
+
+from models.errors import InputError
+from serving.bench.arrivals import arrivals
+from serving.bench.load import Plan, closed_loop, open_loop
+from serving.bench.traffic import post, requests
+from tests.serving.bench.server import OK, serving
+
+STALL_S = 0.4
+
+
+def numbered(url, size=1):
+    return requests(post(url, "/v1/understand", lambda number: b"%0*d" % (size, number)), itertools.count())
+
+
+def plan(**changes):
+    return Plan(**{"seconds": 0.5, "warmup_s": 0.0, "n_connections": 4, "timeout_s": 2.0} | changes)
+
+
+async def after_10_ms(_number, _body):
+    await asyncio.sleep(0.01)
+    return OK
+
+
+def test_a_closed_loop_keeps_every_caller_waiting_and_no_more():
+    with serving(after_10_ms) as server:
+        found = closed_loop(server.url, numbered(server.url), plan()).figures()
+        assert server.most_open == 4
+        assert len(set(server.bodies)) == server.n_requests
+    # Four callers of 10 ms and a little more each.
+    assert 100 < found["throughput_per_s"] <= 400
+    assert 10 <= found["p50_ms"] < 40
+    assert found["failed"] == 0
+
+
+def test_the_warm_up_is_not_counted():
+    with serving(after_10_ms) as server:
+        found = closed_loop(server.url, numbered(server.url), plan(warmup_s=0.3, seconds=0.2)).figures()
+        assert found["requests"] < 0.6 * server.n_requests
+
+
+def test_an_open_loop_sends_at_its_rate_whatever_the_server_does():
+    with serving(after_10_ms) as server:
+        found = open_loop(
+            server.url, numbered(server.url), arrivals("constant", 200, 0), plan(n_connections=50)
+        ).figures()
+    assert found["requests"] == pytest.approx(100, abs=1)
+    assert 10 <= found["p50_ms"] < 40
+
+
+def stalling(at: int):
+    """Answers at once, but for one stall of all connections."""
+    over = asyncio.Event()
+
+    async def answer(number, _body):
+        if number == at:
+            await asyncio.sleep(STALL_S)
+            over.set()
+        elif number > at:
+            await over.wait()
+        return OK
+
+    return answer
+
+
+def test_a_stall_is_charged_with_every_request_that_was_due_in_it():
+    """Coordinated omission: a closed loop meets the stall once, of an open one 80 requests were due in it."""
+    with serving(stalling(50)) as server:
+        closed = closed_loop(server.url, numbered(server.url), plan(seconds=1, n_connections=1)).figures()
+    with serving(stalling(50)) as server:
+        rate = 200
+        due = open_loop(
+            server.url, numbered(server.url), arrivals("constant", rate, 0), plan(seconds=1, n_connections=1)
+        ).figures()
+    assert closed["p95_ms"] < 50
+    assert closed["max_ms"] >= STALL_S * 1e3
+    late = 1 - due["within_limit"]
+    # Those due in the first 350 of the 400 ms waited for longer than the limit of 50 ms.
+    assert late * due["requests"] == pytest.approx((STALL_S - 0.05) * rate, rel=0.15)
+    assert due["p90_ms"] > 200
+
+
+def test_what_no_connection_was_free_for_is_counted_as_unsent():
+    async def never(_number, _body):
+        await asyncio.sleep(5)
+
+    with serving(never) as server:
+        found = open_loop(
+            server.url, numbered(server.url), arrivals("constant", 20, 0), plan(n_connections=2, timeout_s=0.7)
+        ).figures()
+    assert found["errors"] == {"timeout": 2, "unsent": 8}
+    assert (found["throughput_per_s"], found["p50_ms"], found["within_limit"]) == (0, None, 0)
+
+
+def test_errors_are_counted_by_kind():
+    async def answer(number, _body):
+        await asyncio.sleep(0.002)
+        if number % 4 == 0:
+            return None
+        status = {1: b"429 Too Many", 2: b"503 Unavailable", 3: b"200 OK"}[number % 4]
+        return b"HTTP/1.1 %b\r\ncontent-length: 0\r\n\r\n" % status
+
+    with serving(answer) as server:
+        found = closed_loop(server.url, numbered(server.url), plan()).figures()
+    assert set(found["errors"]) == {"429", "503", "connection"}
+    assert sum(found["errors"].values()) == found["failed"]
+    counts = [*found["errors"].values(), found["requests"] - found["failed"]]
+    assert max(counts) - min(counts) <= 10
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\nconnection: close\r\n\r\n{}",
+        b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n1\r\n{\r\n1\r\n}\r\n0\r\n\r\n",
+        b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\ncontent-length: 3000000\r\n\r\n" + b"x" * 3_000_000,
+    ],
+    ids=["closing", "chunked", "continued", "long"],
+)
+def test_every_way_to_answer_is_understood(answer):
+    async def give(_number, _body):
+        return answer
+
+    with serving(give) as server:
+        found = closed_loop(server.url, numbered(server.url), plan(seconds=0.3)).figures()
+    assert found["failed"] == 0
+    assert found["requests"] > 5
+
+
+def test_a_body_that_no_socket_takes_at_once_arrives_whole():
+    with serving(after_10_ms) as server:
+        found = closed_loop(server.url, numbered(server.url, 20_000_000), plan(n_connections=1, seconds=0.3)).figures()
+        assert {len(body) for body in server.bodies} == {20_000_000}
+    assert found["failed"] == 0
+
+
+def test_a_server_that_is_not_there_is_not_hammered():
+    found = closed_loop("http://127.0.0.1:9", numbered("http://127.0.0.1:9"), plan(n_connections=2)).figures()
+    assert found["errors"].keys() == {"connection"}
+    assert 0 < found["failed"] <= 60
+
+
+@pytest.mark.parametrize("url", ["https://127.0.0.1:9", "http://no.such.host.invalid:80"])
+def test_an_address_that_takes_no_load_is_refused(url):
+    with pytest.raises(InputError):
+        closed_loop(url, numbered(url), plan())
+
+
+def test_the_load_costs_little():
+    async def give(_number, _body):
+        return OK
+
+    with serving(give) as server:
+        found = closed_loop(server.url, numbered(server.url), plan()).figures()
+    # The server's thread is in the same process here, and takes the larger part.
+    assert found["client_cpu_share"] / found["throughput_per_s"] < 0.001

@@ -1,0 +1,248 @@
+"""The client against a real gateway, and against servers that fail on purpose."""
+
+import asyncio
+import contextlib
+import json
+import re
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from models.answers import Ranking, Understanding
+from models.errors import DeadlineError, InputError, NotFoundError, OverloadedError, RankyardError, UnavailableError
+from serving.calls import Retries
+from serving.client import AsyncClient, Client
+from serving.gateway import wire
+
+ROOT = Path(__file__).parents[2]
+ANSWER = {"query": "a", "intent": None, "entities": [], "models": {}}
+OVERLOADED = {"error": {"code": "overloaded", "message": "as many do", "field": None}}
+UNREADY = {"error": {"code": "unavailable", "message": "still starting", "field": None}}
+COLUMNS = wire.Columns(ids=["a", "b"], features={"popularity": [1.0, 2.0], "price": [None, 20.0]})
+
+
+class Scripted:
+    """A server that plays one part of its script a request: (status, headers, body), `drop` or `hang`."""
+
+    def __init__(self, *script) -> None:
+        self.script = list(script)
+        self.requests: list[tuple[float, bytes]] = []
+        self.n_connections = 0
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.url = f"http://127.0.0.1:{self._listener.getsockname()[1]}"
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def _accept(self) -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                connection, _ = self._listener.accept()
+                self.n_connections += 1
+                threading.Thread(target=self._serve, args=(connection,), daemon=True).start()
+
+    def _serve(self, connection: socket.socket) -> None:
+        with connection, contextlib.suppress(OSError):
+            while request := _request(connection):
+                self.requests.append((time.monotonic(), request))
+                part = self.script.pop(0)
+                if part == "drop":
+                    return
+                if part == "hang":
+                    time.sleep(1)
+                    return
+                status, headers, body = part
+                content = json.dumps(body).encode() if isinstance(body, dict) else body
+                head = "".join(f"{name}: {value}\r\n" for name, value in headers.items())
+                connection.sendall(
+                    f"HTTP/1.1 {status} X\r\n{head}content-length: {len(content)}\r\n\r\n".encode() + content
+                )
+
+    def close(self) -> None:
+        self._listener.close()
+
+
+def _request(connection: socket.socket) -> bytes:
+    """One whole request; its head and its body may come apart."""
+    received = b""
+    while chunk := connection.recv(65_536):
+        received += chunk
+        head, end, body = received.partition(b"\r\n\r\n")
+        if end and len(body) == int(re.search(rb"content-length: (\d+)", head.lower())[1]):
+            return received
+    return b""
+
+
+@contextlib.contextmanager
+def scripted(*script) -> Iterator[Scripted]:
+    server = Scripted(*script)
+    try:
+        yield server
+    finally:
+        server.close()
+
+
+def deadline_ms(request: bytes) -> float:
+    lines = request.lower().split(b"\r\n")
+    return float(next(line for line in lines if line.startswith(b"x-deadline-ms")).split(b":")[1])
+
+
+def test_answers_of_a_gateway_are_typed(url):
+    with Client(url, deadline_ms=5_000) as client:
+        understood = client.understand("where is my order")
+        assert isinstance(understood, Understanding)
+        assert understood.intent.label == "order_status"
+        assert understood.models == {"intent": "shop-query/3"}
+        several = client.understand_several(["red nike shoes", "x" * 2_000])
+        assert several[0].intent.label == "product_search"
+        assert (type(several[1]).__name__, several[1].field) == ("TooLargeError", "queries[1]")
+        ranking = client.rank(wire.RankRequest(COLUMNS, explain=True))
+        assert isinstance(ranking, Ranking)
+        assert [one.id for one in ranking.ranking] == ["b", "a"]
+        assert ranking.phases[0].n_in == 2
+        assert set(ranking.explanations["a"]) == {"price", "popularity"}
+        assert {model.family for model in client.models()} == {"intent", "ranking"}
+        assert client.is_ready()
+
+
+def test_the_awaiting_client_answers_as_the_waiting_one(url):
+    async def ask():
+        async with AsyncClient(url, deadline_ms=5_000) as client:
+            return await asyncio.gather(
+                client.understand("where is my order"),
+                client.understand_several(["red nike shoes"]),
+                client.rank(wire.RankRequest(COLUMNS)),
+                client.models(),
+                client.is_ready(),
+            )
+
+    understood, several, ranking, models, is_ready = asyncio.run(ask())
+    with Client(url, deadline_ms=5_000) as client:
+        assert understood == client.understand("where is my order")
+        assert several == client.understand_several(["red nike shoes"])
+        assert ranking.ranking == client.rank(wire.RankRequest(COLUMNS)).ranking
+        assert (models, is_ready) == (client.models(), True)
+
+
+def test_a_gateway_s_refusal_is_raised_as_itself_and_not_tried_again(url):
+    with Client(url, deadline_ms=5_000) as client, pytest.raises(InputError, match="weight") as raised:
+        client.rank(wire.RankRequest([wire.Candidate("a", features={"weight": 1.0})]))
+    assert raised.value.field == "candidates[0].features.weight"
+    told = {"error": {"code": "not_found", "message": "no such path", "field": None}}
+    with scripted((404, {}, told)) as server, Client(server.url) as client, pytest.raises(NotFoundError):
+        client.understand("a")
+    assert len(server.requests) == 1
+
+
+def test_one_connection_serves_call_after_call():
+    with scripted(*[(200, {}, ANSWER)] * 5) as server, Client(server.url) as client:
+        for _ in range(5):
+            client.understand("a")
+        assert server.n_connections == 1
+
+
+def test_a_refusal_with_retry_after_is_tried_again_no_sooner():
+    script = [(429, {"Retry-After": "1"}, OVERLOADED), (200, {}, ANSWER)]
+    with scripted(*script) as server, Client(server.url, deadline_ms=3_000) as client:
+        assert client.understand("a").query == "a"
+        (first, _), (second, _) = server.requests
+        assert second - first >= 1.0
+
+
+def test_every_try_tells_the_gateway_what_is_left_of_the_deadline():
+    script = [(503, {"Retry-After": "1"}, UNREADY), (200, {}, ANSWER)]
+    with scripted(*script) as server, Client(server.url) as client:
+        client.understand("a", deadline_ms=3_000)
+        first, second = (deadline_ms(request) for _, request in server.requests)
+        assert 2_900 < first <= 3_000
+        assert 1_500 < second <= 2_000
+
+
+def test_no_retry_begins_that_could_not_end_before_the_deadline():
+    with scripted((429, {"Retry-After": "1"}, OVERLOADED)) as server, Client(server.url, deadline_ms=500) as client:
+        begin = time.monotonic()
+        with pytest.raises(OverloadedError) as raised:
+            client.understand("a")
+        assert time.monotonic() - begin < 0.4
+        assert raised.value.retry_after_s == 1
+        assert len(server.requests) == 1
+
+
+def test_a_dropped_connection_is_tried_again():
+    with scripted("drop", (200, {}, ANSWER)) as server, Client(server.url) as client:
+        assert client.understand("a").query == "a"
+
+    async def ask(address: str) -> Understanding:
+        async with AsyncClient(address) as client:
+            return await client.understand("a")
+
+    with scripted("drop", (200, {}, ANSWER)) as server:
+        assert asyncio.run(ask(server.url)).query == "a"
+
+
+def test_retries_end_after_their_number():
+    with scripted(*["drop"] * 3) as server, Client(server.url) as client, pytest.raises(UnavailableError):
+        client.understand("a")
+    assert len(server.requests) == 3
+
+
+def test_retries_of_all_calls_stay_within_their_budget():
+    retries = Retries(share=0.1, reserve=3, first_wait_ms=0.1)
+    with scripted(*["drop"] * 100) as server, Client(server.url, retries=retries) as client:
+        for _ in range(20):
+            with pytest.raises(UnavailableError):
+                client.understand("a")
+        # The reserve, and a tenth of 20 calls; the bucket of 3 was full at the first call.
+        assert 20 + 3 + 1 <= len(server.requests) <= 20 + 3 + 2
+
+
+@pytest.mark.parametrize("is_async", [False, True])
+def test_a_silent_gateway_costs_no_more_than_the_deadline(is_async):
+    async def ask(address: str) -> None:
+        async with AsyncClient(address) as client:
+            await client.understand("a", deadline_ms=200)
+
+    with scripted("hang") as server, Client(server.url) as client:
+        begin = time.monotonic()
+        with pytest.raises(DeadlineError):
+            asyncio.run(ask(server.url)) if is_async else client.understand("a", deadline_ms=200)
+        assert 0.19 < time.monotonic() - begin < 0.9
+        assert len(server.requests) == 1
+
+
+def test_what_is_no_gateway_is_told_by_its_address():
+    with scripted((502, {}, b"<html>bad gateway</html>")) as server, Client(server.url) as client:
+        with pytest.raises(RankyardError, match="status 502 with '<html>bad gateway") as raised:
+            client.understand("a")
+        assert server.url in raised.value.message
+    with (
+        scripted((200, {}, {"hello": 1})) as server,
+        Client(server.url) as client,
+        pytest.raises(RankyardError, match="another shape"),
+    ):
+        client.understand("a")
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1:80", "ftp://a", "http://", "http://a:x", "http://a?b=c", ""])
+def test_an_address_that_is_none_is_refused(address):
+    with pytest.raises(InputError, match="must be like http://127"):
+        Client(address)
+
+
+def test_nobody_there_is_said_and_is_not_ready():
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        free = f"http://127.0.0.1:{taken.getsockname()[1]}"
+    with Client(free, retries=Retries(most=0)) as client:
+        assert not client.is_ready()
+        with pytest.raises(UnavailableError, match="rankyard serve"):
+            client.understand("a")
+
+
+def test_the_client_imports_no_model_runtime():
+    heavy = "{'numpy', 'torch', 'onnxruntime', 'tokenizers', 'pydantic', 'rich', 'httpx'}"
+    code = f"import sys, serving.client; found = {heavy} & set(sys.modules); assert not found, found"
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
