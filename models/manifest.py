@@ -66,9 +66,13 @@ class PairFeatures(_Part):
 
 
 class PairText(_Part):
-    """Query and candidate text read together through `tokenizer.json`; only the text is cut, to `max_tokens` in all."""
+    """Query and candidate text in one row of tokens by `tokenizer.json`; only the text is cut, to `max_tokens` in all.
+
+    is_apart: each is a text of its own, with all of its special tokens; otherwise they stand in the template of a pair.
+    """
 
     max_tokens: int
+    is_apart: bool = False
 
 
 class Calibration(_Part):

@@ -36,4 +36,4 @@ def _pairs(directory: Path, contents: Contents) -> PairEncoder | None:
     if contents.pair_text is None:
         return None
     pad = next(spec.pad for spec in contents.signature.inputs if spec.name == "input_ids")
-    return PairEncoder(directory / TOKENIZER, contents.pair_text.max_tokens, pad)
+    return PairEncoder(directory / TOKENIZER, contents.pair_text.max_tokens, pad, is_apart=contents.pair_text.is_apart)

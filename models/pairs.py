@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
+from tokenizers import Encoding
 
 from models.batch import Encoded
 from models.errors import InputError
@@ -19,16 +20,19 @@ from models.text import CHARACTERS_A_TOKEN, check_whole, open_tokenizer
 class PairEncoder:
     """Reads (query, text) by `tokenizer.json`'s template of a pair; only the text is cut, to `max_tokens` in all.
 
-    pad: what `input_ids` holds behind a pair that is shorter than the longest of its list.
+    is_apart: by the template of a single text each, one behind the other. pad: what `input_ids` holds behind a pair
+    that is shorter than the longest of its list.
     A special token's name in a user's text is read as plain text. Several threads may call it at once.
     """
 
-    def __init__(self, tokenizer_json: Path, max_tokens: int, pad: int) -> None:
+    def __init__(self, tokenizer_json: Path, max_tokens: int, pad: int, *, is_apart: bool = False) -> None:
         self._tokenizer = open_tokenizer(tokenizer_json)
+        self._is_apart = is_apart
         self._max_tokens = max_tokens
         self._pad = pad
         self._n_characters = CHARACTERS_A_TOKEN * max_tokens
-        empty = self._tokenizer.encode("", "").ids
+        nothing = self._tokenizer.encode("", add_special_tokens=False)
+        empty = self._joined(nothing, nothing)
         self._n_special = len(empty)
         self.separator = int(empty[-1]) if empty else -1
         """The token that ends the query."""
@@ -65,8 +69,14 @@ class PairEncoder:
         rows = []
         for second in seconds:
             second.truncate(room)
-            rows.append(self._tokenizer.post_process(first, second).ids)
+            rows.append(self._joined(first, second))
         return rows
+
+    def _joined(self, first: Encoding, second: Encoding) -> list[int]:
+        if self._is_apart:
+            return [*self._tokenizer.post_process(first).ids, *self._tokenizer.post_process(second).ids]
+        ids: list[int] = self._tokenizer.post_process(first, second).ids
+        return ids
 
     def _ids(self, text: str) -> list[int]:
         ids: list[int] = self._tokenizer.encode(_whole(text), add_special_tokens=False).ids

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Container, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
-from models.answers import Ranked as Ranked
+from models.answers import Ranked
 from models.batch import Arrays, Encoded
 from models.errors import InputError
 from models.features import PairFeaturizer
@@ -19,12 +19,57 @@ _PAIRS_A_BLOCK = 16
 _MOST_ATTENDED = 2_000
 """Documents of a list that all read each other: with four heads their weights take 64 MB."""
 
+_MOST_SCHEMAS = 256
+"""Tuples of names whose columns are remembered: callers have few, and a hostile one must not fill the memory."""
+
+
+class Table(Mapping[str, NDArray[np.float32]]):
+    """Columns by name over one matrix [D, N] float32, missing as NaN; every name once."""
+
+    __slots__ = ("_matrix_DN", "_names")
+
+    def __init__(self, names: tuple[str, ...], matrix_DN: NDArray[np.float32]) -> None:
+        self._names = names
+        self._matrix_DN = matrix_DN
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Names of the columns, in order."""
+        return self._names
+
+    @property
+    def matrix(self) -> NDArray[np.float32]:
+        """The columns themselves [D, N]."""
+        return self._matrix_DN
+
+    def __getitem__(self, name: str) -> NDArray[np.float32]:
+        try:
+            return self._matrix_DN[:, self._names.index(name)]
+        except ValueError:
+            raise KeyError(name) from None
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+    def take(self, rows: Sequence[int]) -> Table:
+        """These documents alone, in this order."""
+        return Table(self._names, self._matrix_DN[rows])
+
+    def without(self, names: Container[str]) -> Table:
+        """Every column but these."""
+        kept = [place for place, name in enumerate(self._names) if name not in names]
+        return Table(tuple(self._names[place] for place in kept), self._matrix_DN[:, kept])
+
 
 @dataclass(frozen=True, slots=True)
 class RankRequest:
     """One query and its D candidates, by column.
 
-    features: name -> [D] float32, missing as NaN. query_features: name -> value, the same for every candidate.
+    features: name -> [D] float32, missing as NaN; a `Table` where they stand in one matrix already. query_features:
+    name -> value, the same for every candidate that has none of its own.
     """
 
     ids: tuple[str, ...]
@@ -32,6 +77,29 @@ class RankRequest:
     texts: tuple[str, ...] | None = None
     features: Mapping[str, NDArray[np.float32]] = field(default_factory=dict)
     query_features: Mapping[str, float] = field(default_factory=dict)
+
+    def take(self, rows: Sequence[int]) -> RankRequest:
+        """The same request for these candidates alone, in this order."""
+        features = self.features
+        return replace(
+            self,
+            ids=tuple(self.ids[row] for row in rows),
+            texts=None if self.texts is None else tuple(self.texts[row] for row in rows),
+            features=features.take(rows)
+            if isinstance(features, Table)
+            else {name: column_D[rows] for name, column_D in features.items()},
+        )
+
+    def without(self, names: Container[str]) -> RankRequest:
+        """The same request without these features."""
+        features = self.features
+        return replace(
+            self,
+            features=features.without(names)
+            if isinstance(features, Table)
+            else {name: column_D for name, column_D in features.items() if name not in names},
+            query_features={name: value for name, value in self.query_features.items() if name not in names},
+        )
 
 
 class RankingModel:
@@ -50,6 +118,7 @@ class RankingModel:
         computed = () if featurizer is None else featurizer.names
         self._computed = {name: place for place, name in enumerate(computed) if name in self._columns}
         self._pairs = pairs
+        self._places_of: dict[tuple[str, ...], NDArray[np.int64]] = {}
         self._has_mask = any(spec.name == "mask" for spec in contents.signature.inputs)
 
     def encode(self, request: RankRequest) -> Encoded:
@@ -62,11 +131,7 @@ class RankingModel:
             for name in (*request.query_features, *request.features):
                 self._column(name)
             return self._pairs.encode(request.text, _texts(request))
-        matrix_DF = np.full((len(request.ids), len(self._names)), np.nan, dtype=np.float32)
-        for name, value in request.query_features.items():
-            matrix_DF[:, self._column(name)] = value
-        for name, column_D in request.features.items():
-            matrix_DF[:, self._column(name)] = column_D
+        matrix_DF = self._matrix(request)
         if self._featurizer is not None:
             pairs_DF = self._featurizer.transform(request.text, _texts(request))
             for name, place in self._computed.items():
@@ -81,6 +146,11 @@ class RankingModel:
             return Encoded({"features": matrix_DF, "mask": np.ones(len(matrix_DF), dtype=np.float32)})
         return Encoded({"features": matrix_DF})
 
+    @property
+    def sent(self) -> tuple[str, ...]:
+        """Names of the features that a caller may send: all but those computed from the texts."""
+        return tuple(name for name in self._names if name not in self._computed)
+
     def blocks(self, encoded: Encoded) -> list[NDArray[np.int64]]:
         """Rows of an encoded request that may be scored apart from each other, to the same scores.
 
@@ -93,6 +163,33 @@ class RankingModel:
     def decode(self, request: RankRequest, _encoded: Encoded, outputs: Arrays) -> tuple[Ranked, ...]:
         """Order candidates by falling score; equal scores keep the order they came in."""
         return ranked(request.ids, np.asarray(outputs["score"], dtype=np.float64).reshape(-1))
+
+    def _matrix(self, request: RankRequest) -> NDArray[np.float32]:
+        """Features [D, F] as they were sent; a request's own matrix where it has every column in its place."""
+        table = request.features
+        if isinstance(table, Table) and table.names == self._names and not self._computed:
+            for name in request.query_features:
+                self._column(name)
+            return np.ascontiguousarray(table.matrix)
+        matrix_DF = np.full((len(request.ids), len(self._names)), np.nan, dtype=np.float32)
+        for name, value in request.query_features.items():
+            matrix_DF[:, self._column(name)] = value
+        if isinstance(table, Table):
+            matrix_DF[:, self._places(table.names)] = table.matrix
+        else:
+            for name, column_D in table.items():
+                matrix_DF[:, self._column(name)] = column_D
+        return matrix_DF
+
+    def _places(self, names: tuple[str, ...]) -> NDArray[np.int64]:
+        """The model's column of each name, looked up once for each tuple of names."""
+        places = self._places_of.get(names)
+        if places is None:
+            places = np.array([self._column(name) for name in names], dtype=np.int64)
+            if len(self._places_of) >= _MOST_SCHEMAS:
+                self._places_of.clear()
+            self._places_of[names] = places
+        return places
 
     def _column(self, name: str) -> int:
         try:
@@ -113,7 +210,8 @@ class RankingModel:
 def ranked(ids: Sequence[str], scores_D: NDArray[np.float64]) -> tuple[Ranked, ...]:
     """Candidates by falling score; equal scores keep the order they came in."""
     order = np.argsort(-scores_D, kind="stable")
-    return tuple(Ranked(ids[i], float(scores_D[i]), rank) for rank, i in enumerate(order.tolist(), start=1))
+    names = [ids[place] for place in order.tolist()]
+    return tuple(map(Ranked, names, scores_D[order].tolist(), range(1, len(names) + 1)))
 
 
 def _texts(request: RankRequest) -> tuple[str, ...]:

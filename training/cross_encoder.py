@@ -5,6 +5,7 @@ Shapes: D documents of one list, T tokens of a pair.
 
 from __future__ import annotations
 
+import inspect
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -66,7 +67,9 @@ def fit(
     """
     training = config.training
     resolved = resolve(config.model.encoder)
-    pairs = PairEncoder(resolved.directory / TOKENIZER, config.model.max_tokens, resolved.pad)
+    pairs = PairEncoder(
+        resolved.directory / TOKENIZER, config.model.max_tokens, resolved.pad, is_apart=config.model.reads_apart
+    )
     contents = _contents(config.model, resolved)
     network = _network(config, resolved, pairs)
     model = RankingModel(contents, pairs=pairs)
@@ -99,7 +102,12 @@ def _network(config: RankingCrossEncoderConfig, resolved: ResolvedEncoder, pairs
     torch.manual_seed(config.training.seed)
     encoder = load_encoder(resolved.directory)
     check_max_tokens(model.max_tokens, model.encoder, encoder.config)
-    return CrossEncoderNetwork(encoder, separator=pairs.separator, dropout=model.dropout)
+    if model.reads_apart and "position_ids" not in inspect.signature(encoder.forward).parameters:
+        raise ConfigError(
+            f"model.reads_apart needs an encoder that takes positions, {model.encoder} does not; leave it out",
+            field="model.reads_apart",
+        )
+    return CrossEncoderNetwork(encoder, separator=pairs.separator, dropout=model.dropout, reads_apart=model.reads_apart)
 
 
 def _encoded(model: RankingModel, rows: RankingRows) -> list[Encoded]:
@@ -145,6 +153,6 @@ def _contents(model: CrossEncoderModel, resolved: ResolvedEncoder) -> Contents:
             outputs=(TensorSpec(name="score", dtype="float32", shape=(-1,)),),
             layout="concat",
         ),
-        pair_text=PairText(max_tokens=model.max_tokens),
+        pair_text=PairText(max_tokens=model.max_tokens, is_apart=model.reads_apart),
         encoder=resolved.origin,
     )

@@ -122,7 +122,7 @@ class _FusedAttention(nn.Module):
 
     def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
         input_ids, attention_mask, *others = inputs
-        self._mask.value = attention_mask.to(torch.int32)
+        self._mask.value = self.network.attended(input_ids, attention_mask).to(torch.int32)
         return tuple(self.network.answer(self.network.states(input_ids, None, *others), attention_mask).values())
 
 

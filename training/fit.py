@@ -6,10 +6,11 @@ import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from models.batch import Arrays, Encoded
 from models.manifest import Contents
+from training.data.splits import Splits
 
 
 class Recorder(Protocol):
@@ -39,6 +40,14 @@ class Checkpoint:
     def clear(self) -> None:
         """Forget the state: the training is over, or begins anew."""
         shutil.rmtree(self.directory, ignore_errors=True)
+
+
+def is_refitted(training: object, splits: Splits[Any]) -> bool:
+    """Whether a fit learns from valid too, once valid has chosen: where its settings ask for it and test is there.
+
+    Valid is then not held out any more, and nothing is reported of it.
+    """
+    return bool(getattr(training, "refit", False)) and splits.test is not None
 
 
 class Fitted(Protocol):

@@ -20,7 +20,7 @@ from registry.evaluation import Parity, Quantization, Report, Variant, VariantNa
 from training.config import QuantizeConfig, TrainConfig
 from training.data.splits import RankingRows, Splits
 from training.evaluate import Answered, AnyRows, Evaluation, answer, judge
-from training.fit import Fitted, Recorder
+from training.fit import Fitted, Recorder, is_refitted
 from training.latency import latency
 from training.parity import compare
 from training.quantization.half import to_fp16
@@ -56,7 +56,8 @@ class Proof:
         self._config = config
         self._splits = splits
         self._recorder = recorder
-        self._rows: dict[str, AnyRows] = {name: rows for name, rows in splits.named().items() if name != "train"}
+        learned_from = {"train", "valid"} if is_refitted(config.training, splits) else {"train"}
+        self._rows: dict[str, AnyRows] = {n: rows for n, rows in splits.named().items() if n not in learned_from}
         self._train_counts = _label_counts(splits.train)
 
     def run(self, fitted: Fitted) -> tuple[Report, dict[str, Evaluation]]:

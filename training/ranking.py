@@ -70,6 +70,8 @@ def read(data_dir: Path, config: AnyRankingConfig) -> Splits[RankingRows]:
         raise DataError(f"{splits.train.file} must have a query whose documents differ in relevance, it has none")
     if not any(labels_D.any() for labels_D in named["valid"].labels):
         raise DataError(f"{splits.valid.file} must have a query with a relevant document (label above 0), it has none")
+    if getattr(config.training, "refit", False) and "test" not in named:
+        notes.append("no test file: training.refit is left out, so that valid can judge")
     return Splits(named["train"], named["valid"], named.get("test"), tuple(notes))
 
 

@@ -30,7 +30,10 @@ _IR_VERSION = 8
 
 @dataclass(frozen=True, slots=True)
 class _Tree:
-    """The nodes that one tree's root reaches, as columns [I]; `values` is a leaf's weight, elsewhere the threshold."""
+    """The nodes that one tree's root reaches, as columns [I]; `values` is a leaf's weight, elsewhere the threshold.
+
+    covers: sum of the second derivatives of the training rows that came to a node.
+    """
 
     ids: NDArray[np.int64]
     is_leaf: NDArray[np.bool_]
@@ -39,6 +42,7 @@ class _Tree:
     left: NDArray[np.int64]
     right: NDArray[np.int64]
     missing_left: NDArray[np.int64]
+    covers: NDArray[np.float32]
 
 
 def export_trees(booster: xgboost.Booster) -> onnx.ModelProto:
@@ -107,13 +111,14 @@ def _tree(tree: Mapping[str, Any]) -> _Tree:
         left=np.searchsorted(ids_I, left_I[ids_I]),
         right=np.searchsorted(ids_I, right_I[ids_I]),
         missing_left=np.array(tree["default_left"], dtype=np.int64)[ids_I],
+        covers=np.array(tree["sum_hessian"], dtype=np.float32)[ids_I],
     )
 
 
 def _leaf(weight: float) -> _Tree:
     zero, no_child = np.zeros(1, dtype=np.int64), np.full(1, -1)
     weight_I = np.array([weight], dtype=np.float32)
-    return _Tree(zero, np.ones(1, dtype=np.bool_), zero, weight_I, no_child, no_child, zero)
+    return _Tree(zero, np.ones(1, dtype=np.bool_), zero, weight_I, no_child, no_child, zero, np.ones_like(weight_I))
 
 
 def _reached(left_I: NDArray[np.int64], right_I: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -148,6 +153,8 @@ def _ensemble(trees: Sequence[_Tree]) -> NodeProto:
         nodes_values=np.where(is_leaf_I, np.float32(0), values_I).tolist(),
         nodes_truenodeids=inner([tree.left for tree in trees]),
         nodes_falsenodeids=inner([tree.right for tree in trees]),
+        # Nothing is scored by it; what explains scores needs to know how many rows came by.
+        nodes_hitrates=np.concatenate([tree.covers for tree in trees]).tolist(),
         nodes_missing_value_tracks_true=inner([tree.missing_left for tree in trees]),
         target_treeids=tree_ids_I[is_leaf_I].tolist(),
         target_nodeids=ids_I[is_leaf_I].tolist(),

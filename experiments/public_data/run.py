@@ -63,7 +63,8 @@ def train(name: str, study: dict[str, Any], seed: int, data: Path, workspace: Pa
         "seconds": answer["seconds"],
         "served_variant": report["served_variant"],
         "size_bytes": served["size_bytes"],
-        "valid": served["quality"]["valid"]["metrics"],
+        # None where the model was refitted on it.
+        "valid": served["quality"]["valid"]["metrics"] if "valid" in served["quality"] else None,
         "test": served["quality"]["test"]["metrics"],
         "intervals": served["quality"]["test"]["intervals"],
         "float32_test": report["variants"]["float32"]["quality"]["test"]["metrics"],

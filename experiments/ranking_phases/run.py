@@ -2,7 +2,8 @@
 
 python -m experiments.ranking_phases.run --data DIR [phases] [losses]   trains, writes results/STUDY.json
 
-Weights of a linear fusion are fitted on the valid lists; the test split is read once, by what is reported.
+The rule of fusion that is reported stands in config.yaml; others are kept beside it. The weights of the fitted one are
+those of the valid lists.
 """
 
 from __future__ import annotations
@@ -89,6 +90,7 @@ def phases(study: Mapping[str, Any], data: Path, workspace: Path) -> tuple[list[
     valid: dict[str, list[float]] = {}
     trained: dict[str, list[Scored]] = {"first": [], "last": []}
     weights = []
+    rule = study["fused"]["rule"]
     for seed in study["seeds"]:
         splits = ranking.read(data / study["data"], _config(study["last"]["configuration"], seed)).named()
         for phase, found in trained.items():
@@ -110,23 +112,21 @@ def phases(study: Mapping[str, Any], data: Path, workspace: Path) -> tuple[list[
                     ratios.setdefault(name, []).append(ratio)
                 else:
                     valid.setdefault(name, []).append(ratio.value)
-    # What is served is chosen on valid.
-    best = max((name for name in ratios if name not in trained), key=lambda name: np.mean(valid[name]))
     rows = [
         _row(study, phase, study[phase]["configuration"], ratios[phase], found[0].served_as, found)
         for phase, found in trained.items()
     ]
     joined = " + ".join(study[phase]["configuration"] for phase in trained)
-    rows.append(_row(study, "fused", f"{joined}, {best}", ratios[best], "in phases", trained["last"]))
+    rows.append(_row(study, "fused", f"{joined}, {rule}", ratios[rule], "in phases", trained["last"]))
     details = {
         "weights": weights,
         "valid": valid,
         "test": {name: [ratio.value for ratio in its] for name, its in ratios.items()},
         "fused_less_first": [
-            bootstrap.paired_difference(a, b) for a, b in zip(ratios[best], ratios["first"], strict=True)
+            bootstrap.paired_difference(a, b) for a, b in zip(ratios[rule], ratios["first"], strict=True)
         ],
         "fused_less_last": [
-            bootstrap.paired_difference(a, b) for a, b in zip(ratios[best], ratios["last"], strict=True)
+            bootstrap.paired_difference(a, b) for a, b in zip(ratios[rule], ratios["last"], strict=True)
         ],
     }
     return rows, details
@@ -136,7 +136,9 @@ def losses(study: Mapping[str, Any], data: Path, workspace: Path) -> tuple[list[
     """Every loss and trees on every fold; trees fused with the loss that is best on valid."""
     del workspace
     torch.set_num_threads(1)
-    names = ["trees", *study["variants"]]
+    # Not refitted: what is compared and chosen on valid must not have learned from it.
+    variants = {"trees": {"training": {"refit": False}}, **study["variants"]}
+    names = list(variants)
     values: dict[tuple[str, str], dict[str, list[Ratio]]] = {}
     kept: dict[tuple[str, str, int], Scored] = {}
     splits = {}
@@ -144,8 +146,8 @@ def losses(study: Mapping[str, Any], data: Path, workspace: Path) -> tuple[list[
         splits[fold] = ranking.read(data / fold, _config(study["listwise"], 0)).named()
         for name in names:
             for seed in study["seeds"]:
-                configuration = study["trees"] if name == "trees" else study["listwise"]
-                found = _fitted(_config(configuration, seed, study["variants"].get(name)), data / fold)
+                kind = "trees" if name == "trees" else "listwise"
+                found = _fitted(_config(study[kind], seed, variants[name]), data / fold)
                 kept[fold, name, seed] = found
                 for split in SPLITS:
                     ratio = _judge(splits[fold][split], found.scores[split])

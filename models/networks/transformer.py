@@ -64,6 +64,11 @@ class TransformerNetwork(Network):
         input_ids, attention_mask, *others = inputs
         return self.answer(self.states(input_ids, attention_mask, *others), attention_mask)
 
+    def attended(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        """Which tokens are read, [B, T], or which of them by which, [B, T reading, T read]: 1, otherwise 0."""
+        del input_ids
+        return attention_mask
+
     def states(self, input_ids: Tensor, attention_mask: Tensor | None, gazetteer: Tensor | None = None) -> Tensor:
         """The encoder's last states [B, T, H]."""
         arguments = {"token_type_ids": torch.zeros_like(input_ids)} if self._reads_token_types else {}

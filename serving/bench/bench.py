@@ -98,7 +98,7 @@ def _features(settings: Settings) -> tuple[str, ...]:
     """Ask the gateway which features its ranking model reads."""
     candidate = wire.Candidate("p0", text="red shoes" if settings.texts else None)
     with Client(settings.url) as client:
-        answer = client.rank(wire.RankRequest([candidate], wire.Query("red shoes"), explain=True))
+        answer = client.rank(wire.RankRequest([candidate], wire.Query("red shoes"), explain="values"))
     return tuple(answer.explanations.get("p0", ()))
 
 

@@ -8,15 +8,17 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
+import re
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from models.answers import Understanding
 from models.errors import InputError, NotFoundError, OverloadedError, RankyardError, TooLargeError, UnavailableError
-from serving.gateway import candidates, openapi, telemetry, wire
+from serving.gateway import arrow, inference, openapi, telemetry, wire
 from serving.gateway.config import GatewayConfig
 from serving.gateway.dataplane import Dataplane
 from serving.gateway.errors import MethodError, SlowBodyError
@@ -29,6 +31,7 @@ Headers = list[tuple[bytes, bytes]]
 
 DEADLINE_HEADER = b"x-deadline-ms"
 
+_MODEL_PATH = re.compile(r"/v2/models/(?P<name>[^/]+)(?:/versions/(?P<version>[^/]+))?(?P<what>/infer|/ready)?")
 _JSON = b"application/json"
 _HUNG_UP = 499
 """What nginx logs for a caller that did not wait; never sent."""
@@ -56,7 +59,7 @@ class Answer:
     should_close: bool = False
 
 
-Ask = Callable[[bytes, float], Awaitable[bytes]]
+Ask = Callable[[bytes, Headers, float], Awaitable[Answer]]
 Give = Callable[[], Answer]
 
 
@@ -93,37 +96,37 @@ class App:
                 task.cancel()
 
         try:
-            if path in self._posts and scope["method"] == "POST":
+            ask = self._ask(path)
+            if ask is not None and scope["method"] == "POST":
                 deadline_s = started + self._deadline_ms(scope["headers"]) / 1e3
                 body = await self._read(scope["headers"], receive, deadline_s)
                 hangup = asyncio.ensure_future(receive())
                 hangup.add_done_callback(give_up)
                 with nullcontext() if self.dataplane is None else self.dataplane.in_use():
-                    answer: Answer | None = Answer(await self._posts[path](body, deadline_s))
+                    answer: Answer | None = await ask(body, scope["headers"], deadline_s)
             else:
                 answer = self._give(path, scope["method"])
         except RankyardError as error:
-            answer = _refusal(error)
+            answer = _refusal(error, path)
         except _HangupError:
             answer = None
         except asyncio.CancelledError:
             is_gone = hangup is not None and hangup.done()
             stopped = UnavailableError("this gateway stopped before the answer was there; ask another one")
-            answer = None if is_gone else _refusal(stopped)
+            answer = None if is_gone else _refusal(stopped, path)
         except Exception:
             _log.exception("a request to %s failed", path)
-            answer = _refusal(RankyardError("the gateway failed on this request; its log says why"))
+            answer = _refusal(RankyardError("the gateway failed on this request; its log says why"), path)
         finally:
             if hangup is not None:
                 hangup.remove_done_callback(give_up)
                 hangup.cancel()
-        is_known = path in self._posts or path in self._gets
         status = _HUNG_UP if answer is None else answer.status
-        self._telemetry.answered(path if is_known else "other", status, time.monotonic() - started)
+        self._telemetry.answered(self._route(path), status, time.monotonic() - started)
         if answer is not None:
             await _send(send, answer)
 
-    async def _understand(self, body: bytes, deadline_s: float) -> bytes:
+    async def _understand(self, body: bytes, _headers: Headers, deadline_s: float) -> Answer:
         request = wire.decode(body, wire.understand_decoder)
         dataplane = self._opened()
         if (request.query is None) == (request.queries is None):
@@ -132,30 +135,64 @@ class App:
                 f"a request must have either query or queries, got {found}; send one of them", field="query"
             )
         if request.queries is None:
-            return wire.encode(await dataplane.understand(request.query, deadline_s))
+            return Answer(wire.encode(await dataplane.understand(request.query, deadline_s)))
         results = await dataplane.understand_several(request.queries, deadline_s)
-        return wire.encode(wire.UnderstandAnswers([_result(result) for result in results]))
+        return Answer(wire.encode(wire.UnderstandAnswers([_result(result) for result in results])))
 
-    async def _rank(self, body: bytes, deadline_s: float) -> bytes:
-        request = wire.decode(body, wire.rank_decoder)
-        asked = candidates.by_column(request, self._config.limits)
+    async def _rank(self, body: bytes, headers: Headers, deadline_s: float) -> Answer:
+        dataplane = self._opened()
+        is_arrow = _header(headers, b"content-type").partition(b";")[0].strip() == arrow.CONTENT_TYPE
+        asked = dataplane.reader.read(body, is_arrow=is_arrow)
         try:
-            ranking = await self._opened().rank(
-                asked, top_k=request.top_k, explain=request.explain, deadline_s=deadline_s
+            ranking = await dataplane.rank(
+                asked.request, top_k=asked.top_k, explain=asked.explain, deadline_s=deadline_s
             )
         except InputError as error:
-            error.field = candidates.path(request, error.field)
+            error.field = asked.path(error.field)
             raise
-        return wire.encode(wire.rank_answer(ranking))
+        return Answer(wire.encode(wire.rank_answer(ranking)))
+
+    async def _infer(self, name: str, version: str | None, body: bytes, headers: Headers, deadline_s: float) -> Answer:
+        dataplane = self._opened()
+        served, model = dataplane.ranker(name, version)
+        length = _header(headers, inference.HEADER_LENGTH)
+        if length and not length.isdigit():
+            raise InputError(f"Inference-Header-Content-Length must be a number, got {length[:20]!r}; correct it")
+        asked = inference.read(body, int(length) if length else None, served, model, self._config.limits)
+        scores_D = await dataplane.score(served, asked.encoded, deadline_s)
+        content, header_length = inference.write(scores_D, asked, served)
+        if header_length is None:
+            return Answer(content)
+        binary: Headers = [(inference.HEADER_LENGTH, str(header_length).encode())]
+        return Answer(content, content_type=inference.BINARY, headers=binary)
+
+    def _ask(self, path: str) -> Ask | None:
+        if found := _MODEL_PATH.fullmatch(path):
+            return partial(self._infer, found["name"], found["version"]) if found["what"] == "/infer" else None
+        return self._posts.get(path)
+
+    def _route(self, path: str) -> str:
+        """The path without names, of which there may be any number."""
+        if path in self._posts or path in self._gets:
+            return path
+        return f"/v2/models/NAME{found['what'] or ''}" if (found := _MODEL_PATH.fullmatch(path)) else "other"
+
+    def _model(self, name: str, version: str | None, what: str | None) -> Answer:
+        """Describe a ranker (`what` None), or say that it is ready (`/ready`)."""
+        served, _ = self._opened().ranker(name, version)
+        return Answer(wire.encode(inference.metadata(served)) if what is None else b"")
 
     def _give(self, path: str, method: str) -> Answer:
         give = self._gets.get(path)
+        is_post = self._ask(path) is not None
+        if not is_post and (found := _MODEL_PATH.fullmatch(path)):
+            give = partial(self._model, found["name"], found["version"], found["what"])
         if give is not None and method in ("GET", "HEAD"):
             return give()
-        if give is None and path not in self._posts:
+        if give is None and not is_post:
             raise NotFoundError(f"a path must be one of those in /docs, got {path[:100]}; correct it")
         allowed = "GET, HEAD" if give is not None else "POST"
-        refusal = _refusal(MethodError(f"{path} must be called by {allowed}, got {method[:20]}; use that"))
+        refusal = _refusal(MethodError(f"{path} must be called by {allowed}, got {method[:20]}; use that"), path)
         return Answer(refusal.body, refusal.status, headers=[(b"allow", allowed.encode())])
 
     def _ready(self) -> Answer:
@@ -257,13 +294,19 @@ def _error(error: RankyardError) -> wire.ErrorAnswer:
     return wire.ErrorAnswer(wire.ErrorBody(error.code, error.message, error.field))
 
 
-def _refusal(error: RankyardError) -> Answer:
+def _header(headers: Headers, wanted: bytes) -> bytes:
+    return next((value for name, value in headers if name == wanted), b"")
+
+
+def _refusal(error: RankyardError, path: str) -> Answer:
     headers: Headers = []
     if error.http_status in (429, 503):
         wait_s = error.retry_after_s if isinstance(error, OverloadedError) else _RETRY_AFTER_S
         headers.append((b"retry-after", str(max(1, math.ceil(wait_s))).encode()))
     should_close = isinstance(error, TooLargeError | SlowBodyError) and error.field is None
-    return Answer(wire.encode(_error(error)), error.http_status, headers=headers, should_close=should_close)
+    # The Open Inference Protocol has a sentence where the gateway's own routes have an object.
+    said = inference.InferError(error.message) if path.startswith("/v2/") else _error(error)
+    return Answer(wire.encode(said), error.http_status, headers=headers, should_close=should_close)
 
 
 async def _send(send: Send, answer: Answer) -> None:

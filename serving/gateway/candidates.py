@@ -1,16 +1,163 @@
-"""Candidates as they come in, by row or by column, checked and turned into one request by column."""
+"""Candidates as they come in, by row, by column or by Arrow, checked and turned into one request by column.
+
+Legend: D candidates, N features that were sent.
+"""
 
 from __future__ import annotations
 
+import contextlib
+import struct
 from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import chain
+from typing import Any
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from models.errors import InputError, TooLargeError
-from models.ranking import RankRequest
-from serving.gateway import wire
+from models.ranking import RankRequest, Table
+from serving.gateway import arrow, wire
 from serving.gateway.config import LimitsConfig
+from serving.gateway.rules import check_candidates, check_length, float32
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """A request to rank: its candidates by column, and what else it asks."""
+
+    request: RankRequest
+    top_k: int | None
+    explain: wire.Explain
+    sent: wire.RankRequest | None
+    """The request as it was sent, where errors are to name places in it."""
+
+    def path(self, field: str | None) -> str | None:
+        """Where a field of `models.ranking` stands in it: `features.price` -> `candidates[0].features.price`."""
+        if field is None or not field.startswith("features."):
+            return field
+        name = field.removeprefix("features.")
+        if self.sent is None or name in self.sent.query.features:
+            return f"query.{field}" if name in self.request.query_features else f"candidates.{field}"
+        candidates = self.sent.candidates
+        if isinstance(candidates, wire.Columns):
+            return f"candidates.{field}"
+        return next((f"candidates[{i}].{field}" for i, row in enumerate(candidates) if name in row.features), field)
+
+
+class Reader:
+    """Reads requests to rank.
+
+    names: features that the served models may be sent. Requests by row are decoded into a struct with a field for each
+    of them, so that names are matched while the JSON is read; a request that has other ones is read the general way,
+    which says what is wrong with it.
+    """
+
+    def __init__(self, limits: LimitsConfig, names: Sequence[str]) -> None:
+        self._limits = limits
+        self._names = tuple(dict.fromkeys(names))
+        self._fields = {name: f"f{place}" for place, name in enumerate(self._names)}
+        self._decoder = _typed_decoder(self._fields)
+
+    def read(self, body: bytes, *, is_arrow: bool = False) -> Asked:
+        """Read a body; what `wire.decode` and `by_column` raise for a bad one."""
+        if is_arrow:
+            options, request = arrow.read(body, self._limits)
+            check_candidates(request.ids, request.texts, options.query.text, self._limits, "candidates.ids[{}]")
+            return Asked(request, options.top_k, options.explain, None)
+        if self._decoder is not None:
+            try:
+                typed = self._decoder.decode(body)
+                request = self._by_column(typed)
+            except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError, _GeneralError):
+                pass
+            else:
+                return Asked(request, typed.top_k, typed.explain, None)
+        sent = wire.decode(body, wire.rank_decoder)
+        return Asked(by_column(sent, self._limits), sent.top_k, sent.explain, sent)
+
+    def _by_column(self, typed: Any) -> RankRequest:
+        rows = typed.candidates
+        if isinstance(rows, wire.Columns):
+            return by_column(typed, self._limits)
+        ids = tuple([row.id for row in rows])
+        sent_texts = [row.text for row in rows]
+        texts = None if sent_texts.count(None) == len(rows) else tuple([text or "" for text in sent_texts])
+        check_candidates(ids, texts, typed.query.text, self._limits, "candidates[{}].id")
+        matrix_DN = _matrix([msgspec.structs.astuple(row.features) for row in rows], len(self._names))
+        table = Table(self._names, matrix_DN)
+        if typed.query.features:
+            table = table.without(self._absent(rows, typed.query.features))
+        return RankRequest(ids, typed.query.text, texts, table, _query_features(typed.query))
+
+    def _absent(self, rows: Sequence[Any], names: Sequence[str]) -> set[str]:
+        """Which of these names no candidate has: there the query's own value holds."""
+        return {
+            name
+            for name in names
+            if (field := self._fields.get(name)) is not None
+            and all(getattr(row.features, field) is _ABSENT for row in rows)
+        }
+
+
+class _GeneralError(Exception):
+    """The quick way ends here: the general one finds what is wrong, or copes."""
+
+
+_ABSENT = float("nan")
+"""Stands for a feature that a candidate does not have; null is None. NaN, so that numpy reads it as missing."""
+
+
+def _typed_decoder(fields: dict[str, str]) -> msgspec.json.Decoder[Any] | None:
+    """Decode into a struct of these features; None for names that no struct can have."""
+    try:
+        features = msgspec.defstruct(
+            "Features",
+            [(field, wire.Number, _ABSENT) for field in fields.values()],
+            rename={field: name for name, field in fields.items()},
+            frozen=True,
+            forbid_unknown_fields=True,
+            gc=False,
+        )
+    except ValueError:
+        return None
+    candidate = msgspec.defstruct(
+        "Candidate",
+        [("id", str), ("text", str | None, None), ("features", features, features())],
+        frozen=True,
+        forbid_unknown_fields=True,
+        gc=False,
+    )
+    request = msgspec.defstruct(
+        "RankRequest",
+        [
+            ("candidates", list[candidate] | wire.Columns),  # type: ignore[valid-type]
+            ("query", wire.Query, wire.Query()),
+            ("top_k", wire.TopK, None),
+            ("explain", wire.Explain, False),
+        ],
+        frozen=True,
+        forbid_unknown_fields=True,
+    )
+    return msgspec.json.Decoder(request)
+
+
+def _matrix(rows: Sequence[Sequence[float | None]], n_columns: int) -> NDArray[np.float32]:
+    """Values [D, N] as float32, None as NaN; _GeneralError where one does not fit."""
+    shape = (len(rows), n_columns)
+    matrix_DN = None
+    # Twice as fast as numpy reads lists (43 against 85 us for 100 x 46), but it knows no None: one look says whether
+    # there are likely some.
+    if rows and None not in rows[0]:
+        with contextlib.suppress(struct.error):
+            packed = struct.pack(f"{len(rows) * n_columns}f", *chain.from_iterable(rows))
+            matrix_DN = np.frombuffer(packed, np.float32).reshape(shape)
+    if matrix_DN is None:
+        with np.errstate(over="ignore"):
+            matrix_DN = np.array(rows, dtype=np.float32).reshape(shape)
+    if np.isinf(matrix_DN).any():
+        raise _GeneralError
+    return matrix_DN
 
 
 def by_column(request: wire.RankRequest, limits: LimitsConfig) -> RankRequest:
@@ -21,91 +168,34 @@ def by_column(request: wire.RankRequest, limits: LimitsConfig) -> RankRequest:
     candidates = request.candidates
     if isinstance(candidates, wire.Columns):
         ids, texts, columns = candidates.ids, candidates.texts, candidates.features
+        place = "candidates.ids[{}]"
     else:
         ids = [candidate.id for candidate in candidates]
         has_text = any(candidate.text is not None for candidate in candidates)
         texts = [candidate.text for candidate in candidates] if has_text else None
         names = dict.fromkeys(name for candidate in candidates for name in candidate.features)
         columns = {name: [candidate.features.get(name) for candidate in candidates] for name in names}
-    if len(ids) > limits.max_candidates:
-        raise TooLargeError(
-            f"a request must have at most {limits.max_candidates} candidates, got {len(ids)}; send fewer",
-            field="candidates",
-        )
-    if len(set(ids)) != len(ids):
-        _refuse_duplicate(ids, is_columns=isinstance(candidates, wire.Columns))
-    _check_texts(request.query.text, texts, len(ids), limits)
+        place = "candidates[{}].id"
+    check_candidates(ids, texts, request.query.text, limits, place)
     return RankRequest(
         ids=tuple(ids),
         text=request.query.text,
         texts=None if texts is None else tuple(text or "" for text in texts),
-        features={name: _column(name, values, len(ids)) for name, values in columns.items()},
-        query_features={
-            name: float(_float32(f"query.features.{name}", [value])[0])
-            for name, value in request.query.features.items()
-        },
+        features=_table(columns, len(ids)),
+        query_features=_query_features(request.query),
     )
 
 
-def _refuse_duplicate(ids: Sequence[str], *, is_columns: bool) -> None:
-    seen: set[str] = set()
-    for index, identity in enumerate(ids):
-        if identity in seen:
-            raise InputError(
-                f"a candidate's id must be its own, got {identity!r} twice; send every candidate once",
-                field=f"candidates.ids[{index}]" if is_columns else f"candidates[{index}].id",
-            )
-        seen.add(identity)
+def _table(columns: dict[str, list[float | None]], n: int) -> Table:
+    if any(len(values) != n for values in columns.values()):
+        for name, values in columns.items():
+            check_length(f"candidates.features.{name}", len(values), n)
+    try:
+        matrix_ND = _matrix(list(columns.values()), n)
+    except _GeneralError:
+        matrix_ND = np.stack([float32(f"candidates.features.{name}", values) for name, values in columns.items()])
+    return Table(tuple(columns), matrix_ND.T)
 
 
-def _check_texts(query: str, texts: Sequence[str | None] | None, n: int, limits: LimitsConfig) -> None:
-    if len(query) > limits.max_query_chars:
-        raise TooLargeError(
-            f"a query must have at most {limits.max_query_chars} characters, got {len(query)}; shorten it",
-            field="query.text",
-        )
-    if texts is None:
-        return
-    _check_length("candidates.texts", len(texts), n)
-    longest = max((len(text) for text in texts if text is not None), default=0)
-    if longest > limits.max_text_chars:
-        raise TooLargeError(
-            f"a candidate's text must have at most {limits.max_text_chars} characters, got {longest}; shorten it",
-            field="candidates",
-        )
-
-
-def _column(name: str, values: Sequence[float | None], n: int) -> NDArray[np.float32]:
-    field = f"candidates.features.{name}"
-    _check_length(field, len(values), n)
-    return _float32(field, values)
-
-
-def _check_length(field: str, found: int, n: int) -> None:
-    if found != n:
-        raise InputError(
-            f"{field} must have one value a candidate, got {found} for {n}; use null for missing", field=field
-        )
-
-
-def _float32(field: str, values: Sequence[float | None]) -> NDArray[np.float32]:
-    """Values as float32, None as NaN."""
-    with np.errstate(over="ignore"):
-        column = np.array(values, dtype=np.float32)
-    if np.isinf(column).any():
-        raise InputError(
-            f"{field} must fit into float32 (up to 3.4e38), a value does not; use null for missing", field=field
-        )
-    return column
-
-
-def path(request: wire.RankRequest, field: str | None) -> str | None:
-    """Where in the sent JSON a field of `models.ranking` stands: `features.price` -> `candidates[0].features.price`."""
-    if field is None or not field.startswith("features."):
-        return field
-    name = field.removeprefix("features.")
-    if name in request.query.features:
-        return f"query.{field}"
-    if isinstance(request.candidates, wire.Columns):
-        return f"candidates.{field}"
-    return next((f"candidates[{i}].{field}" for i, row in enumerate(request.candidates) if name in row.features), field)
+def _query_features(query: wire.Query) -> dict[str, float]:
+    return {name: float(float32(f"query.features.{name}", [value])[0]) for name, value in query.features.items()}

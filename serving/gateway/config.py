@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from models.config import Config
 from models.fusion import RECIPROCAL_RANK_K
@@ -65,13 +65,25 @@ class RuntimeConfig(Config):
 
     kind: `onnx` in this process, `triton` on a Triton server. n_workers: batches at once (None: one a core).
     variant: `float32`, `int8` or `fp16` (None: each bundle's own choice). triton_url: HOST:PORT of the server's gRPC
-    endpoint (None: the server that `rankyard triton up` started in the workspace).
+    endpoint (None: the server that `rankyard triton up` started in the workspace). fallback: what Triton does not
+    answer in half of the time that is left is answered in this process, until it does again. scorers: what may score
+    trees in this process, each list by the one that is fastest at its length and gives the same scores to the last bit
+    (None: all that are installed).
     """
 
     kind: Literal["onnx", "triton"] = "onnx"
     n_workers: Count | None = None
     variant: Literal["float32", "int8", "fp16"] | None = None
     triton_url: str | None = None
+    fallback: bool = True
+    scorers: tuple[Literal["onnx", "xgboost"], ...] | None = None
+
+    @field_validator("scorers")
+    @classmethod
+    def _has_onnx(cls, scorers: tuple[str, ...] | None) -> tuple[str, ...] | None:
+        if scorers is not None and ("onnx" not in scorers or len(set(scorers)) != len(scorers)):
+            raise ValueError("scorers must name onnx, which scores what no other can, and each one once")
+        return scorers
 
 
 class BatchConfig(Config):

@@ -9,7 +9,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+from numpy.typing import NDArray
+
 from models.answers import Ranking, Understanding
+from models.batch import Encoded
 from models.errors import NotFoundError, RankyardError
 from models.intent import IntentModel
 from models.model import Model, open_model
@@ -19,10 +23,12 @@ from registry import golden
 from serving.gateway import intent, ranking, tagging
 from serving.gateway.batcher import Batcher
 from serving.gateway.cache import open_cache
+from serving.gateway.candidates import Reader
 from serving.gateway.config import GatewayConfig, PhaseConfig
 from serving.gateway.published import Published
 from serving.gateway.telemetry import Telemetry
 from serving.gateway.understand import Understand
+from serving.gateway.wire import Explain
 from serving.runtime.protocol import Runtime, ServedModel
 
 _RETIRES_EVERY_S = 0.05
@@ -92,6 +98,7 @@ class Dataplane:
         self.roles = roles
         self._n_users = 0
         self._runtime = runtime
+        telemetry.runtime_degraded.set_function(lambda: float(runtime.is_degraded))
         self._drain_s = config.drain_s
         self._deadline_ms = config.deadline_ms
         self._batcher = Batcher(runtime, config.batch, config.limits.max_queue_length, telemetry)
@@ -106,14 +113,12 @@ class Dataplane:
             tagging=roles.tagging,
             cache=self._cache,
         )
+        self._rankers = {ref: model for ref, model in models.items() if isinstance(model, RankingModel)}
         self._rank = ranking.Rank(
-            self._batcher,
-            config.limits,
-            telemetry,
-            roles.phases,
-            {ref: model for ref, model in models.items() if isinstance(model, RankingModel)},
-            runtime.n_workers,
+            self._batcher, config.limits, telemetry, roles.phases, self._rankers, runtime.n_workers
         )
+        self.reader = Reader(config.limits, [name for ranker in self._rankers.values() for name in ranker.sent])
+        """Reads requests to rank, for the features of the models that are served."""
 
     @classmethod
     async def open(
@@ -137,10 +142,36 @@ class Dataplane:
         return await self._understand.several(queries, self._deadline(deadline_s))
 
     async def rank(
-        self, request: RankRequest, *, top_k: int | None = None, explain: bool = False, deadline_s: float | None = None
+        self,
+        request: RankRequest,
+        *,
+        top_k: int | None = None,
+        explain: Explain = False,
+        deadline_s: float | None = None,
     ) -> Ranking:
-        """Order candidates, through every phase; None for the configured deadline."""
+        """Order candidates, through every phase; None for the configured deadline.
+
+        explain: True for what each feature added to each score and what was read, "values" for what was read alone.
+        """
         return await self._rank.answer(request, top_k=top_k, explain=explain, deadline_s=self._deadline(deadline_s))
+
+    def ranker(self, name: str, version: str | None) -> tuple[ServedModel, RankingModel]:
+        """Give a served ranking model by its name, and version where one is asked for; NotFoundError otherwise."""
+        for served, _ in self.roles.phases:
+            if served.name == name and version in (None, served.version):
+                return served, self._rankers[served.ref]
+        wanted = name if version is None else f"{name}/{version}"
+        known = ", ".join(served.ref for served, _ in self.roles.phases) or "none"
+        raise NotFoundError(f"a model must be one of the rankers served ({known}), got {wanted[:100]}; correct it")
+
+    async def score(
+        self, served: ServedModel, encoded: Encoded, deadline_s: float | None = None
+    ) -> NDArray[np.float32]:
+        """Scores [D] of candidates as the model reads them, without phases; None for the configured deadline."""
+        if not encoded.length:
+            return np.empty(0, np.float32)
+        outputs = await self._batcher.submit(served, encoded, self._deadline(deadline_s))
+        return np.asarray(outputs["score"], np.float32).reshape(-1)
 
     @contextmanager
     def in_use(self) -> Iterator[None]:

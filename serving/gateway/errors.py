@@ -23,6 +23,20 @@ class MalformedError(InputError):
     http_status = 400
 
 
+class MalformedArrowError(InputError):
+    """The body is not an Arrow IPC stream at all."""
+
+    code = "malformed_arrow"
+    http_status = 400
+
+
+class MediaError(InputError):
+    """The body is of a kind that this gateway cannot read."""
+
+    code = "unsupported_media_type"
+    http_status = 415
+
+
 class MethodError(InputError):
     """The route exists, but does not answer this method."""
 

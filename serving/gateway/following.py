@@ -12,7 +12,7 @@ import logging
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
-from models.errors import RankyardError, UnavailableError
+from models.errors import NotFoundError, RankyardError, UnavailableError
 from registry import deployment
 from serving.gateway.app import App
 from serving.gateway.config import GatewayConfig
@@ -42,6 +42,7 @@ class Following:
         self._directory = config.deployment or directory
         self._open = open_
         self._seen: list[str] | str = []
+        self._refused = ""
         self._retiring: set[asyncio.Task[None]] = set()
 
     async def start(self) -> Dataplane:
@@ -72,7 +73,10 @@ class Following:
             return error.message
 
     async def _follow(self) -> bool:
-        """Serve what is chosen now; False where that is to be tried again although no pointer moves."""
+        """Serve what is chosen now; False where that is to be tried again although no pointer moves.
+
+        A Triton server that is away, or has not been given the new version yet, is asked until it has it.
+        """
         serving = self._app.dataplane
         try:
             roles = await asyncio.to_thread(choose, self._config, self._directory)
@@ -80,12 +84,14 @@ class Following:
                 return True
             opened = await self._open(roles)
         except RankyardError as error:
-            _log.error("still serving %s: %s", _names(serving), error.message)
-            return not isinstance(error, UnavailableError)
+            if error.message != self._refused:
+                _log.error("still serving %s: %s", _names(serving), error.message)
+            self._refused = error.message
+            return not isinstance(error, UnavailableError | NotFoundError)
         except Exception:
             _log.exception("still serving %s: the new choice could not be opened", _names(serving))
             return True
-        self._app.dataplane = opened
+        self._app.dataplane, self._refused = opened, ""
         _log.warning("serving %s, after %s", _names(opened), _names(serving))
         if serving is not None:
             task = asyncio.get_running_loop().create_task(self._retire(serving))

@@ -11,7 +11,7 @@ import msgspec
 
 from models.answers import Understanding
 from models.errors import NotFoundError
-from serving.gateway import wire
+from serving.gateway import arrow, inference, wire
 
 ASSETS = {
     "swagger-ui.css": b"text/css",
@@ -27,6 +27,7 @@ _ERRORS = {
     "405": "The path answers another method.",
     "408": "The body did not arrive before the deadline.",
     "413": "The body, a list or a text is beyond its limit.",
+    "415": "The body is of a kind that needs a package which is not installed.",
     "422": "The request breaks a rule; `field` is the path of the part at fault.",
     "429": "Too many requests wait; `Retry-After` says when to come back.",
     "500": "The gateway failed; its log says why.",
@@ -54,6 +55,36 @@ _RANK_EXAMPLES = {
             "candidates": {"ids": ["p1", "p2"], "features": {"price": [59.0, 89.0], "stock": [None, 3]}},
         }
     },
+}
+_RANK_DESCRIPTION = """By row, by column, or as an Arrow IPC stream: the same scores, to the last bit.
+
+`null`, NaN and an absent feature are missing; infinity and an unknown feature are refused; equal scores keep the order
+they came in.
+
+**Arrow.** One record batch or several, not compressed: a column `id` of strings, a column `text` where the model reads
+texts, and every other column a feature, floats or integers. The schema's metadata may hold, under the key `rankyard`,
+the rest of the request as JSON: `{"query": {...}, "top_k": 10, "explain": true}`. Needs the extra `rankyard[arrow]`.
+
+**explain.** `true` adds `contributions`: exact SHAP values of the last phase's model, which must be one of trees and
+not fused with others. A candidate's score is `base` and the sum of its features' contributions, to 1e-5. `explanations`
+are the values that the model read, which `"values"` asks for alone, of any model.
+"""
+_INFER_DESCRIPTION = """The Open Inference Protocol, for rankers; `/v2/models/NAME/versions/VERSION/infer` is the same.
+
+Inputs are `features` [candidates, features], as the model reads them, or one tensor a feature, by name, [candidates] or
+[candidates, 1]; NaN is missing. The output is `score` [candidates, 1], in the order of the candidates. With the header
+`Inference-Header-Content-Length` the body is JSON of that length and then the raw little-endian tensors, as a stock
+`tritonclient.http` sends them; `"binary_data_output": true` answers in the same way. Errors are `{"error": sentence}`.
+"""
+_INFER_EXAMPLES = {
+    "one tensor a feature": {
+        "value": {
+            "inputs": [
+                {"name": "price", "shape": [2], "datatype": "FP32", "data": [59.0, 89.0]},
+                {"name": "stock", "shape": [2], "datatype": "FP32", "data": [None, 3]},
+            ]
+        }
+    }
 }
 # Swagger UI 4, which the package ships, refuses a document that calls itself 3.1, and draws all that this one has.
 _PAGE = """<!doctype html>
@@ -90,6 +121,10 @@ def document() -> bytes:
         wire.ModelsAnswer,
         wire.StatusAnswer,
         wire.ErrorAnswer,
+        inference.InferRequest,
+        inference.InferAnswer,
+        inference.ModelMetadata,
+        inference.InferError,
     ]
     schemas, components = msgspec.json.schema_components(types, ref_template=_REF)
     of = dict(zip(types, schemas, strict=True))
@@ -104,7 +139,27 @@ def document() -> bytes:
             error,
         ),
         "/v1/rank": _post(
-            "Order candidates for a query", of[wire.RankRequest], _RANK_EXAMPLES, of[wire.RankAnswer], error
+            "Order candidates for a query",
+            of[wire.RankRequest],
+            _RANK_EXAMPLES,
+            of[wire.RankAnswer],
+            error,
+            description=_RANK_DESCRIPTION,
+            binary=arrow.CONTENT_TYPE.decode(),
+        ),
+        "/v2/models/{name}/infer": _named(
+            _post(
+                "Scores of candidates, as tensors",
+                of[inference.InferRequest],
+                _INFER_EXAMPLES,
+                of[inference.InferAnswer],
+                of[inference.InferError],
+                description=_INFER_DESCRIPTION,
+                binary=inference.BINARY.decode(),
+            )
+        ),
+        "/v2/models/{name}": _named(
+            _get("What a ranker takes and gives", of[inference.ModelMetadata], of[inference.InferError], ["404", "503"])
         ),
         "/v1/models": _get("The models that answer", of[wire.ModelsAnswer], error, ["503"]),
         "/healthz": _get("The process lives", status, error, []),
@@ -145,12 +200,30 @@ def _asset(name: str) -> bytes:
         ) from error
 
 
+def _named(path: dict[str, Any]) -> dict[str, Any]:
+    """Say that the path has a model's name in it."""
+    name = {"name": "name", "in": "path", "required": True, "schema": {"type": "string"}}
+    return {**path, "parameters": [name]}
+
+
 def _post(
-    summary: str, body: dict[str, Any], examples: dict[str, Any], answer: dict[str, Any], error: Any
+    summary: str,
+    body: dict[str, Any],
+    examples: dict[str, Any],
+    answer: dict[str, Any],
+    error: Any,
+    *,
+    description: str = "",
+    binary: str | None = None,
 ) -> dict[str, Any]:
+    """Describe a route. binary: the content type of a second form of the body."""
+    content: dict[str, Any] = {"application/json": {"schema": body, "examples": examples}}
+    if binary is not None:
+        content[binary] = {"schema": {"type": "string", "format": "binary"}}
     return {
         "post": {
             "summary": summary,
+            **({"description": description} if description else {}),
             "parameters": [
                 {
                     "name": "x-deadline-ms",
@@ -159,7 +232,7 @@ def _post(
                     "schema": {"type": "number", "exclusiveMinimum": 0},
                 }
             ],
-            "requestBody": {"required": True, "content": {"application/json": {"schema": body, "examples": examples}}},
+            "requestBody": {"required": True, "content": content},
             "responses": _responses(answer, error, list(_ERRORS)),
         }
     }

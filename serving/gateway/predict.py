@@ -8,7 +8,6 @@ from typing import Any
 
 from models.answers import to_json
 from models.errors import RankyardError
-from serving.gateway import candidates, wire
 from serving.gateway.config import GatewayConfig
 from serving.gateway.dataplane import Dataplane, only
 from serving.runtime.onnx import OnnxRuntime
@@ -16,7 +15,7 @@ from serving.runtime.protocol import ServedModel
 
 
 def predict(served: ServedModel, lines: Iterable[str]) -> Iterator[dict[str, Any]]:
-    """Answer every line: a text, or for a ranking model the JSON body of POST /v1/rank.
+    """Answer every line: a text, or for a ranking model the JSON body of POST /v1/rank, by row or by column.
 
     A bad line gives `{"error": {...}}` in its place, as a bad query of several does over HTTP.
     """
@@ -29,20 +28,21 @@ def predict(served: ServedModel, lines: Iterable[str]) -> Iterator[dict[str, Any
 async def _answers(served: ServedModel, lines: Iterable[str]) -> AsyncIterator[dict[str, Any]]:
     # Nobody else waits here: a first, cold answer may take its time.
     config = GatewayConfig(deadline_ms=30_000)
-    dataplane = await Dataplane.open(config, only(served), OnnxRuntime(config.runtime.n_workers))
+    # To look for the fastest scorer would take longer than a few lists do.
+    runtime = OnnxRuntime(config.runtime.n_workers, scorers=("onnx",))
+    dataplane = await Dataplane.open(config, only(served), runtime)
     try:
         for line in lines:
             try:
-                yield to_json(await _answer(dataplane, config, line))
+                yield to_json(await _answer(dataplane, line))
             except RankyardError as error:
                 yield {"error": {"code": error.code, "message": error.message, "field": error.field}}
     finally:
         await dataplane.close()
 
 
-async def _answer(dataplane: Dataplane, config: GatewayConfig, line: str) -> Any:
+async def _answer(dataplane: Dataplane, line: str) -> Any:
     if not dataplane.roles.phases:
         return await dataplane.understand(line)
-    request = wire.decode(line.encode(), wire.rank_decoder)
-    asked = candidates.by_column(request, config.limits)
-    return await dataplane.rank(asked, top_k=request.top_k, explain=request.explain)
+    asked = dataplane.reader.read(line.encode())
+    return await dataplane.rank(asked.request, top_k=asked.top_k, explain=asked.explain)

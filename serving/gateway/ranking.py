@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import math
 import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -13,15 +12,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from models import fusion
-from models.answers import Phase, Ranking
+from models.answers import Phase, Ranked, Ranking
 from models.batch import Encoded
-from models.errors import DeadlineError, NotFoundError, OverloadedError, RankyardError
+from models.errors import DeadlineError, InputError, NotFoundError, OverloadedError, RankyardError
 from models.pairs import trimmed
-from models.ranking import Ranked, RankingModel, RankRequest, ranked
+from models.ranking import RankingModel, RankRequest, ranked
 from serving.gateway.batcher import Batcher
 from serving.gateway.config import FuseConfig, LimitsConfig, LinearConfig, PhaseConfig
+from serving.gateway.explain import Explainers
+from serving.gateway.explain import values as explain_values
 from serving.gateway.published import Published
 from serving.gateway.telemetry import Telemetry
+from serving.gateway.wire import Explain
 from serving.runtime.protocol import ServedModel
 
 
@@ -65,15 +67,19 @@ class Rank:
         self._batcher = batcher
         self._telemetry = telemetry
         self._phases = phases
+        self._fuses = any(config.fuse is not None for _, config in phases)
         self._models = models
         self._names = {served.ref: served.bundle.manifest.features or () for served, _ in phases}
         self._known = frozenset(name for names in self._names.values() for name in names)
         self._encoders = Encoders(n_threads, limits.max_queue_length)
+        self._explainers = Explainers(self._encoders.threads)
 
-    async def answer(self, request: RankRequest, *, top_k: int | None, explain: bool, deadline_s: float) -> Ranking:
+    async def answer(self, request: RankRequest, *, top_k: int | None, explain: Explain, deadline_s: float) -> Ranking:
         """Rank candidates; InputError, NotFoundError, OverloadedError, DeadlineError, UnavailableError."""
         if not self._phases:
             raise NotFoundError("a ranking model must be served to rank candidates, there is none; promote one first")
+        if explain is True:
+            await self._expect_explained()
         if not request.ids:
             return Ranking((), tuple(served.ref for served, _ in self._phases), ())
         phases: list[Phase] = []
@@ -86,8 +92,9 @@ class Rank:
             n_in = len(ids)
             try:
                 order = await self._score(served, _subset(request, ids), _within(config, deadline_s))
-                scored[number] = {one.id: one.score for one in order.ranked}
-                order = replace(order, ranked=_fused(order, number, scored, config.fuse))
+                if self._fuses:
+                    scored[number] = {one.id: one.score for one in order.ranked}
+                    order = replace(order, ranked=_fused(order, number, scored, config.fuse))
             except RankyardError as error:
                 if number == 0:
                     raise
@@ -100,14 +107,14 @@ class Rank:
             ids = ids[: config.keep]
         assert order is not None
         ranking = order.ranked[: len(ids[:top_k])]
-        return Ranking(
+        answer = Ranking(
             ranking=ranking,
             models=tuple(phase.model for phase in phases),
             phases=tuple(phases),
             degraded=bool(reasons),
             reason="; ".join(reasons) or None,
-            explanations=self._explain(phases[-1].model, order, ranking) if explain else {},
         )
+        return await self._explained(answer, order, explain, deadline_s) if explain else answer
 
     def close(self) -> None:
         """End the encoding threads."""
@@ -145,34 +152,37 @@ class Rank:
     def _for_model(self, ref: str, request: RankRequest) -> RankRequest:
         """Leave out the features that only other phases know; one that none knows is left for the model to refuse."""
         others = self._known.difference(self._names[ref])
-        if not others:
-            return request
-        return replace(
-            request,
-            features={name: column for name, column in request.features.items() if name not in others},
-            query_features={name: value for name, value in request.query_features.items() if name not in others},
-        )
+        return request.without(others) if others else request
 
-    def _explain(self, ref: str, order: _Order, ranking: Sequence[Ranked]) -> dict[str, dict[str, float | None]]:
-        names = self._names[ref]
-        if not names:
-            return {one.id: {} for one in ranking}
-        matrix_DF = order.encoded.arrays["features"]
+    async def _expect_explained(self) -> None:
+        served, config = self._phases[-1]
+        if config.fuse is not None:
+            raise InputError(
+                'contributions need scores of one model, the last phase fuses several; ask with explain "values", or '
+                "leave explain out",
+                field="explain",
+            )
+        await self._explainers.check(served)
+
+    async def _explained(self, answer: Ranking, order: _Order, explain: Explain, deadline_s: float) -> Ranking:
+        """Add what the model of the order that stands read of the answered candidates, and what each value added."""
+        served = next(served for served, _ in self._phases if served.ref == answer.phases[-1].model)
         rows = {identity: row for row, identity in enumerate(order.ids)}
-        return {
-            one.id: {
-                name: None if math.isnan(value) else value
-                for name, value in zip(names, matrix_DF[rows[one.id]].tolist(), strict=True)
-            }
-            for one in ranking
-        }
+        ids = [one.id for one in answer.ranking]
+        arrays = {name: array[[rows[identity] for identity in ids]] for name, array in order.encoded.arrays.items()}
+        answer = replace(answer, explanations=explain_values(ids, self._names[served.ref], arrays))
+        if explain != "values":
+            features_KF = np.asarray(arrays["features"], np.float32)
+            found = await self._explainers.contributions(served, ids, features_KF, deadline_s)
+            answer = replace(answer, contributions=found)
+        return answer
 
 
 class Encoders:
-    """Threads for features that are computed from texts: too slow for the event loop, too many for no limit."""
+    """Threads for features that are computed from texts, and for explanations: too slow for the event loop."""
 
     def __init__(self, n_threads: int, max_queue_length: int) -> None:
-        self._threads = ThreadPoolExecutor(n_threads, thread_name_prefix="encode")
+        self.threads = ThreadPoolExecutor(n_threads, thread_name_prefix="encode")
         self._max_queue_length = max_queue_length
         self._n_waiting = 0
 
@@ -186,7 +196,7 @@ class Encoders:
         self._n_waiting += 1
         try:
             async with asyncio.timeout(deadline_s - time.monotonic()):
-                return await asyncio.get_running_loop().run_in_executor(self._threads, model.encode, request)
+                return await asyncio.get_running_loop().run_in_executor(self.threads, model.encode, request)
         except TimeoutError as error:
             raise DeadlineError(
                 f"features of {len(request.ids)} candidates must be computed before the deadline, they were not; "
@@ -197,7 +207,7 @@ class Encoders:
 
     def close(self) -> None:
         """Let what runs end, drop the rest."""
-        self._threads.shutdown(wait=True, cancel_futures=True)
+        self.threads.shutdown(wait=True, cancel_futures=True)
 
 
 def _fused(
@@ -226,10 +236,4 @@ def _subset(request: RankRequest, ids: Sequence[str]) -> RankRequest:
     if ids is request.ids:
         return request
     places = {identity: place for place, identity in enumerate(request.ids)}
-    rows = [places[identity] for identity in ids]
-    return replace(
-        request,
-        ids=tuple(ids),
-        texts=None if request.texts is None else tuple(request.texts[row] for row in rows),
-        features={name: column[rows] for name, column in request.features.items()},
-    )
+    return request.take([places[identity] for identity in ids])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import signal
 import socket
 import threading
@@ -20,6 +21,7 @@ from serving.gateway.config import GatewayConfig
 from serving.gateway.dataplane import Dataplane, Roles
 from serving.gateway.following import Following
 from serving.gateway.telemetry import Telemetry
+from serving.runtime.fallback import FallbackRuntime
 from serving.runtime.onnx import OnnxRuntime
 from serving.runtime.protocol import Runtime
 
@@ -46,7 +48,7 @@ def make_runtime(config: GatewayConfig, name: str | None = None) -> Runtime:
     """Make the runtime `name`, or the one that the configuration names."""
     settings = config.runtime
     if (name or settings.kind) == "onnx":
-        return OnnxRuntime(settings.n_workers, settings.variant)
+        return OnnxRuntime(settings.n_workers, settings.variant, settings.scorers)
     # Imported here: gRPC costs half a second at start, which an embedded gateway need not pay.
     from serving.runtime.triton import TritonRuntime
 
@@ -56,15 +58,21 @@ def make_runtime(config: GatewayConfig, name: str | None = None) -> Runtime:
             "leave it out",
             field="runtime.variant",
         )
+    if settings.scorers is not None:
+        raise ConfigError(
+            "a Triton server scores with what was deployed, runtime.scorers must be left out; leave it out",
+            field="runtime.scorers",
+        )
     if settings.triton_url is None:
         raise ConfigError(
             "runtime.triton_url must name a Triton server's gRPC endpoint, none is named and none runs in the "
             "workspace; start one with `rankyard triton up`",
             field="runtime.triton_url",
         )
-    return TritonRuntime(
+    triton = TritonRuntime(
         settings.triton_url, **({} if settings.n_workers is None else {"n_workers": settings.n_workers})
     )
+    return FallbackRuntime(triton, OnnxRuntime()) if settings.fallback else triton
 
 
 async def _serve(
@@ -85,6 +93,9 @@ async def _serve(
 
     async def follow() -> None:
         opened = await following.start()
+        # What is loaded now stays: the garbage collector need not look through it again.
+        gc.collect()
+        gc.freeze()
         say(f"ready on {_address(listener)}, serving {', '.join(opened.roles.models)}")
         await following.run()
 

@@ -82,6 +82,11 @@ class Telemetry:
         self.cache_bytes = Gauge(
             "rankyard_cache_bytes", "What the answers kept in this process take.", registry=registry
         )
+        self.runtime_degraded = Gauge(
+            "rankyard_runtime_degraded",
+            "1 while another runtime answers than the one that should.",
+            registry=registry,
+        )
         self._degraded = Counter(
             "rankyard_degraded", "Rankings answered without this phase's model.", ["model"], registry=registry
         )

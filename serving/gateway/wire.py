@@ -6,7 +6,7 @@ OpenAPI is generated from these same structs.
 from __future__ import annotations
 
 import json
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 import msgspec
 from msgspec import UNSET, Meta, Struct, UnsetType
@@ -16,6 +16,9 @@ from serving.gateway.errors import MalformedError, invalid
 
 Number = float | None
 """A feature's value; null is missing."""
+
+TopK = Annotated[int, Meta(ge=1)] | None
+Explain = bool | Literal["values"]
 
 
 class UnderstandRequest(Struct, forbid_unknown_fields=True, frozen=True):
@@ -54,13 +57,22 @@ class Columns(Struct, forbid_unknown_fields=True, frozen=True):
 class RankRequest(Struct, forbid_unknown_fields=True, frozen=True):
     """A query and its candidates, by row or by column.
 
-    top_k: how many to answer (null: all). explain: also answer what the model read of every candidate.
+    top_k: how many to answer (null: all). explain: for every answered candidate, what the last phase's model read and
+    what each feature added to its score (a model of trees alone can say that); "values": what it read, of any model.
     """
 
     candidates: list[Candidate] | Columns
     query: Query = Query()
-    top_k: Annotated[int, Meta(ge=1)] | None = None
-    explain: bool = False
+    top_k: TopK = None
+    explain: Explain = False
+
+
+class RankOptions(Struct, forbid_unknown_fields=True, frozen=True):
+    """What a request by Arrow says beside its candidates: the same fields, as JSON in the schema's metadata."""
+
+    query: Query = Query()
+    top_k: TopK = None
+    explain: Explain = False
 
 
 class ErrorBody(Struct, frozen=True):
@@ -105,10 +117,18 @@ class PhaseAnswer(Struct, frozen=True, rename={"n_in": "in", "n_out": "out"}):
     ms: float
 
 
+class ContributionsAnswer(Struct, frozen=True):
+    """Exact SHAP values: a candidate's score is `base` and the sum of its features' (candidate -> feature -> value)."""
+
+    base: float
+    candidates: dict[str, dict[str, float]]
+
+
 class RankAnswer(Struct, frozen=True):
     """Candidates in order. `degraded`: a later phase was skipped, `reason` says why.
 
-    explanations: candidate -> feature -> the value that the model read, null when missing.
+    explanations: candidate -> feature -> the value that the model read, null when missing. contributions: what each of
+    those values added to the score.
     """
 
     ranking: tuple[Ranked, ...]
@@ -117,6 +137,7 @@ class RankAnswer(Struct, frozen=True):
     degraded: bool
     reason: str | UnsetType = UNSET
     explanations: dict[str, dict[str, Number]] | UnsetType = UNSET
+    contributions: ContributionsAnswer | UnsetType = UNSET
 
 
 class ModelAnswer(Struct, frozen=True):
@@ -145,6 +166,7 @@ S = TypeVar("S", bound=Struct)
 
 understand_decoder = msgspec.json.Decoder(UnderstandRequest)
 rank_decoder = msgspec.json.Decoder(RankRequest)
+options_decoder = msgspec.json.Decoder(RankOptions)
 encode = msgspec.json.Encoder().encode
 
 
@@ -174,6 +196,9 @@ def rank_answer(answer: Ranking) -> RankAnswer:
         degraded=answer.degraded,
         reason=UNSET if answer.reason is None else answer.reason,
         explanations=answer.explanations or UNSET,
+        contributions=UNSET
+        if (found := answer.contributions) is None
+        else ContributionsAnswer(found.base, found.candidates),
     )
 
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -13,7 +15,11 @@ from models.batch import Arrays
 from models.errors import DeadlineError, UnavailableError
 from models.session import OnnxSession
 from registry import golden
+from serving.runtime import scorers
 from serving.runtime.protocol import ServedModel
+from serving.runtime.scorers import Run
+
+_log = logging.getLogger("rankyard.gateway")
 
 
 class OnnxRuntime:
@@ -23,31 +29,36 @@ class OnnxRuntime:
     one session a model, so that its weights are in memory once.
 
     n_workers: None for as many as this process may use cores. variant: `float32`, `int8` or `fp16`, None for the
-    bundle's own choice.
+    bundle's own choice. scorers: which ones may score trees beside ONNX Runtime, None for all that are installed; each
+    list goes to the one that was fastest at its length when the model was loaded (`serving.runtime.scorers`).
     """
 
-    def __init__(self, n_workers: int | None = None, variant: str | None = None) -> None:
+    def __init__(
+        self, n_workers: int | None = None, variant: str | None = None, scorers: Sequence[str] | None = None
+    ) -> None:
         self.n_workers = n_workers or len(os.sched_getaffinity(0))
+        self.is_degraded = False
         self._variant = variant
+        self._scorers = scorers
         self._workers = ThreadPoolExecutor(self.n_workers, thread_name_prefix="onnx")
-        self._sessions: dict[str, OnnxSession] = {}
+        self._runs: dict[str, Run] = {}
         self._is_closed = False
 
     async def load(self, model: ServedModel) -> None:
         """Open the model and prove it on its golden rows; BundleError without the variant, ParityError otherwise."""
-        if model.bundle.digest not in self._sessions:
-            session = await asyncio.get_running_loop().run_in_executor(self._workers, self._prove, model)
-            self._sessions[model.bundle.digest] = session
+        if model.bundle.digest not in self._runs:
+            run = await asyncio.get_running_loop().run_in_executor(self._workers, self._prove, model)
+            self._runs[model.bundle.digest] = run
 
     async def infer(self, model: ServedModel, inputs: Arrays, *, timeout_s: float) -> dict[str, NDArray[np.generic]]:
         """Run one batch on a free worker; DeadlineError after `timeout_s`, UnavailableError when not loaded."""
-        session = self._sessions.get(model.bundle.digest)
-        if session is None or self._is_closed:
+        run = self._runs.get(model.bundle.digest)
+        if run is None or self._is_closed:
             state = "closed" if self._is_closed else "without it"
             raise UnavailableError(f"{model.ref} must be loaded before it runs, the runtime is {state}; start it again")
         try:
             async with asyncio.timeout(timeout_s):
-                return await asyncio.get_running_loop().run_in_executor(self._workers, session.run, inputs)
+                return await asyncio.get_running_loop().run_in_executor(self._workers, run, inputs)
         except TimeoutError as error:
             raise DeadlineError(
                 f"{model.ref} must answer within {timeout_s * 1e3:.0f} ms, it did not; allow more time or send less"
@@ -57,10 +68,15 @@ class OnnxRuntime:
         """Let running batches end, drop those not begun, release the sessions."""
         self._is_closed = True
         await asyncio.to_thread(self._workers.shutdown, wait=True, cancel_futures=True)
-        self._sessions.clear()
+        self._runs.clear()
 
-    def _prove(self, model: ServedModel) -> OnnxSession:
+    def _prove(self, model: ServedModel) -> Run:
         variant = self._variant or model.bundle.variant
-        session = OnnxSession(model.bundle.model_file(variant), n_threads=1)
+        file = model.bundle.model_file(variant)
+        session = OnnxSession(file, n_threads=1)
         golden.check(model.bundle, variant, session.run)
-        return session
+        sized = scorers.choose(model.bundle, file, session, self._scorers)
+        if sized is None:
+            return session.run
+        _log.info("%s is scored by %s", model.ref, sized)
+        return sized.run

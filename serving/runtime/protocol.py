@@ -31,6 +31,8 @@ class Runtime(Protocol):
 
     n_workers: int
     """How many batches it works on at once; more would only wait inside it."""
+    is_degraded: bool
+    """Whether it answers from elsewhere than it should."""
 
     async def load(self, model: ServedModel) -> None:
         """Make `model` ready to run and prove it on the bundle's golden rows; ParityError where they differ."""

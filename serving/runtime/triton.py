@@ -39,6 +39,7 @@ class TritonRuntime:
 
     def __init__(self, url: str, n_workers: int = 4) -> None:
         self.n_workers = n_workers
+        self.is_degraded = False
         self._url = url.removeprefix("grpc://")
         self._max_rows: dict[str, int] = {}
 
@@ -49,7 +50,7 @@ class TritonRuntime:
         ParityError: other answers.
         """
         config = await self._config(model)
-        digest = config.get("parameters", {}).get(DIGEST, {}).get("string_value", "")
+        digest = config.get("parameters", {}).get(f"{DIGEST}.{model.version}", {}).get("string_value", "")
         if digest != model.bundle.digest:
             raise NotFoundError(
                 f"Triton at {self._url} must serve the bundle {model.bundle.digest[:12]} as {model.ref}, it has "

@@ -6,6 +6,7 @@ https://github.com/triton-inference-server/server/blob/main/docs/user_guide/mode
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -16,7 +17,7 @@ from registry.bundle import Bundle
 Backend = Literal["onnxruntime", "python"]
 
 DIGEST = "rankyard.digest"
-"""The parameter that says which bundle is served."""
+"""`rankyard.digest.VERSION` is the parameter that says which bundle a version is; the one deployed last comes last."""
 
 VARIANT = "rankyard.variant"
 """The parameter that says which of its variants, where it is not the bundle's own choice."""
@@ -24,6 +25,10 @@ VARIANT = "rankyard.variant"
 # INT8 is slower by an order of magnitude on a GPU (onnxruntime #10267), FP16 on a CPU.
 _KINDS = {"float32": "KIND_AUTO", "int8": "KIND_CPU", "fp16": "KIND_GPU"}
 _TYPES = {"int64": "TYPE_INT64", "float32": "TYPE_FP32"}
+_SHAPE = ("backend:", "input [", "output [", f'parameters {{ key: "{VARIANT}"')
+_DEPLOYED = re.compile(
+    rf'parameters {{ key: "{re.escape(DIGEST)}\.(?P<version>\d+)" value: {{ string_value: "(?P<digest>\w+)" }} }}'
+)
 _WARM_TOKENS = 16
 _WARM_DOCUMENTS = 32
 
@@ -47,29 +52,48 @@ class TritonSettings:
     variant: str | None = None
 
 
-def config_pbtxt(name: str, version: str, bundle: Bundle, settings: TritonSettings) -> str:
-    """Write the configuration that serves exactly `version` of `name`."""
+def config_pbtxt(name: str, version: str, bundle: Bundle, settings: TritonSettings, previous: str | None = None) -> str:
+    """Write the configuration that serves `version` of `name`, and the version before it where that has its shape.
+
+    Gateways go on asking for the version that they serve until they have followed to this one. previous: the
+    configuration that stands; one server configuration holds for all versions, so that the version before can stay only
+    where backend, tensors and variant are equal.
+    """
     signature = bundle.manifest.signature
     is_rows = signature.layout == "rows"
     max_rows = settings.max_batch_size if is_rows else settings.max_documents
     kind = _KINDS[settings.variant or bundle.variant]
-    parts = [
-        f"name: {_quoted(name)}",
+    shape = [
         f"backend: {_quoted(settings.backend)}",
-        f"max_batch_size: {max_rows}",
         *(_tensor("input", spec) for spec in signature.inputs),
         *(_tensor("output", spec) for spec in signature.outputs),
+        *([_parameter(VARIANT, settings.variant)] if settings.variant else []),
+    ]
+    served = {**_before(previous or "", shape, version), version: bundle.digest}
+    parts = [
+        f"name: {_quoted(name)}",
+        *shape,
+        f"max_batch_size: {max_rows}",
         f"dynamic_batching {{ max_queue_delay_microseconds: {settings.max_queue_delay_us} }}",
         f"instance_group [ {{ kind: {kind} count: {settings.n_instances} }} ]",
-        f"version_policy {{ specific {{ versions: [ {version} ] }} }}",
+        f"version_policy {{ specific {{ versions: [ {', '.join(served)} ] }} }}",
         # A warm-up batch beyond max_batch_size would never end.
         _warmup(signature, 1 if is_rows else min(_WARM_DOCUMENTS, max_rows)),
         _parameter("intra_op_thread_count", "1"),
         _parameter("inter_op_thread_count", "1"),
-        _parameter(DIGEST, bundle.digest),
-        *([_parameter(VARIANT, settings.variant)] if settings.variant else []),
+        *(_parameter(f"{DIGEST}.{number}", digest) for number, digest in served.items()),
     ]
     return "\n".join(parts) + "\n"
+
+
+def _before(previous: str, shape: Sequence[str], version: str) -> dict[str, str]:
+    """The version served before `version`, and its digest: the last one deployed that is another; {} without one."""
+    lines = previous.splitlines()
+    if [line for line in lines if line.startswith(_SHAPE)] != list(shape):
+        return {}
+    deployed = {found["version"]: found["digest"] for found in map(_DEPLOYED.fullmatch, lines) if found}
+    others = [number for number in deployed if number != version]
+    return {number: deployed[number] for number in others[-1:]}
 
 
 def _tensor(role: str, spec: TensorSpec) -> str:

@@ -96,7 +96,6 @@ def write(repository: Path, name: str, version: str, bundle: Bundle, settings: T
 
     A version that stands already is never overwritten: WorkspaceError where its model is another one.
     """
-    config = config_pbtxt(name, version, bundle, settings)
     directory = repository / name
     path = directory / version
     try:
@@ -104,7 +103,7 @@ def write(repository: Path, name: str, version: str, bundle: Bundle, settings: T
         is_new = _place(path, bundle.model_file(settings.variant))
         previous = directory / CONFIG
         previous_config = previous.read_text(encoding="utf-8") if previous.exists() else None
-        replace(previous, config)
+        replace(previous, config_pbtxt(name, version, bundle, settings, previous_config))
     except OSError as error:
         raise WorkspaceError(
             f"a model repository must be a directory that can be written, got {repository} ({error.strerror}); "

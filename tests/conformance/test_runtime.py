@@ -15,6 +15,7 @@ from models.errors import DeadlineError, RankyardError, UnavailableError
 from models.model import open_model
 from models.ranking import RankRequest
 from registry import golden
+from serving.runtime.fallback import FallbackRuntime
 from serving.runtime.onnx import OnnxRuntime
 from serving.runtime.protocol import Runtime, ServedModel
 from serving.runtime.triton import TritonRuntime
@@ -44,7 +45,18 @@ async def triton(server: TritonServer, models: Sequence[ServedModel]) -> AsyncIt
         await runtime.close()
 
 
+@asynccontextmanager
+async def fallback(server: TritonServer, models: Sequence[ServedModel]) -> AsyncIterator[Runtime]:
+    await asyncio.to_thread(server.serve, models)
+    runtime = FallbackRuntime(TritonRuntime(server.running.grpc), OnnxRuntime(n_workers=2))
+    try:
+        yield runtime
+    finally:
+        await runtime.close()
+
+
 RUNTIMES: dict[str, Callable[[pytest.FixtureRequest], Open]] = {
+    "fallback": lambda request: partial(fallback, request.getfixturevalue("triton_server")),
     "onnx": lambda _request: onnx,
     "triton": lambda request: partial(triton, request.getfixturevalue("triton_server")),
 }

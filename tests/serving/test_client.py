@@ -100,7 +100,7 @@ def test_answers_of_a_gateway_are_typed(url):
         several = client.understand_several(["red nike shoes", "x" * 2_000])
         assert several[0].intent.label == "product_search"
         assert (type(several[1]).__name__, several[1].field) == ("TooLargeError", "queries[1]")
-        ranking = client.rank(wire.RankRequest(COLUMNS, explain=True))
+        ranking = client.rank(wire.RankRequest(COLUMNS, explain="values"))
         assert isinstance(ranking, Ranking)
         assert [one.id for one in ranking.ranking] == ["b", "a"]
         assert ranking.phases[0].n_in == 2

@@ -1,6 +1,7 @@
 import json
 
 import numpy as np
+import onnx
 import pytest
 import torch
 from tokenizers import Tokenizer, processors
@@ -8,7 +9,9 @@ from tokenizers import Tokenizer, processors
 from models.batch import collate, split
 from models.errors import ConfigError, DataError
 from models.model import open_model
-from models.pairs import trimmed
+from models.networks.cross_encoder import CrossEncoderNetwork
+from models.networks.transformer import load_encoder
+from models.pairs import PairEncoder, trimmed
 from models.ranking import RankRequest
 from models.session import OnnxSession
 from registry import golden
@@ -62,11 +65,13 @@ def data(tmp_path_factory):
     return directory
 
 
-def config(encoder, max_tokens=16, **training):
+def config(encoder, max_tokens=16, reads_apart=False, **training):
     return parse(
         {
             "task": "ranking",
-            "model": {"kind": "cross_encoder", "encoder": str(encoder), "max_tokens": max_tokens},
+            "model": {
+                "kind": "cross_encoder", "encoder": str(encoder), "max_tokens": max_tokens, "reads_apart": reads_apart
+            },
             "training": {
                 "epochs": 3, "list_size": 4, "learning_rate": 3e-3, "head_learning_rate": 1e-2, **training
             },
@@ -93,11 +98,11 @@ def test_it_goes_through_every_step_and_what_is_cut_or_left_out_is_said(encoder,
     assert line.evaluate_file(bundle, data / "test.jsonl").metrics == trained.metrics["test"]
 
 
-@pytest.fixture(scope="module")
-def fitted(encoder, data, tmp_path_factory):
+@pytest.fixture(scope="module", params=[False, True], ids=["together", "apart"])
+def fitted(encoder, data, tmp_path_factory, request):
     """A network with a trained head: an untrained one is its cosine alone."""
     directory = tmp_path_factory.mktemp("fitted")
-    settings = config(encoder, epochs=12, patience=12)
+    settings = config(encoder, epochs=12, patience=12, reads_apart=request.param)
     found = cross_encoder.fit(
         settings, ranking.read(data, settings), Terminal(), Checkpoint(directory / "checkpoint", "f")
     )
@@ -131,6 +136,32 @@ def test_a_pair_is_scored_alike_alone_in_blocks_and_beside_longer_ones(fitted, v
     if variant == "float32":
         for one, answer in zip(lists, found.outputs(lists), strict=True):
             np.testing.assert_allclose(session.run(collate([one], signature))["score"], answer["score"], atol=1e-5)
+
+
+def test_the_mask_of_texts_read_apart_is_exported_as_one_of_the_fused_attention(fitted):
+    _, _, directory = fitted
+    operators = [node.op_type for node in onnx.load(directory / MODEL).graph.node]
+    assert operators.count("Attention") == 2
+
+
+@pytest.mark.parametrize("kind", ["bert", "roberta"])
+def test_read_apart_a_text_has_the_states_that_it_has_alone(tmp_path, kind):
+    encoder = load_encoder(write_encoder(tmp_path / kind, kind)).eval()
+    network = CrossEncoderNetwork(encoder, separator=3, dropout=0.0, reads_apart=True).eval()
+    query, title = [2, 4, 9, 3], [2, 5, 6, 10, 3]
+    ids = torch.tensor([[*query, *title, 0, 0]])
+    with torch.inference_mode():
+        states = network.states(ids, torch.tensor([[1] * 9 + [0] * 2]))[0]
+        for text, begin in ((query, 0), (title, 4)):
+            alone = encoder(input_ids=torch.tensor([text])).last_hidden_state[0]
+            torch.testing.assert_close(states[begin : begin + len(text), :-1], alone, atol=1e-5, rtol=1e-5)
+
+
+def test_texts_apart_keep_their_own_special_tokens_and_only_the_title_is_cut(encoder):
+    pairs = PairEncoder(encoder / "tokenizer.json", 10, 0, is_apart=True)
+    encoded = pairs.encode("red shoe", ("nike shirt", "blue " * 9)).arrays["input_ids"]
+    assert encoded.tolist() == [[2, 4, 9, 3, 2, 7, 11, 3, 0, 0], [2, 4, 9, 3, 2, 5, 5, 5, 5, 3]]
+    assert pairs.separator == 3
 
 
 def test_before_training_the_order_is_that_of_the_cosine(encoder, data, tmp_path):

@@ -104,6 +104,26 @@ def test_a_joint_model_goes_through_every_step(tracking: Tracking, data: Path, j
     assert trained.metrics["test"] == report.served.quality["test"].metrics
 
 
+@pytest.mark.parametrize(("refit", "judged"), [(False, ["valid", "test"]), (True, ["test"])])
+def test_valid_is_not_reported_once_a_model_has_learned_from_it(
+    tracking: Tracking, tmp_path: Path, *, refit: bool, judged: list[str]
+) -> None:
+    rng = np.random.default_rng(3)
+    for split, n_queries in (("train", 30), ("valid", 12), ("test", 12)):
+        rows_ = [f"{int(x > 0)} qid:{i // 4} 1:{x:.4f}" for i, x in enumerate(rng.normal(size=4 * n_queries))]
+        (tmp_path / f"{split}.txt").write_text("\n".join(rows_) + "\n")
+    raw = {
+        "task": "ranking",
+        "model": {"kind": "xgboost"},
+        "training": {"n_trees": 5, "refit": refit},
+        "evaluate": {"n_resamples": 100},
+    }
+    trained = line.run(order(raw, tmp_path, f"refit-{refit}".lower()), tracking, Terminal())
+    assert list(trained.metrics) == judged
+    assert len(Predictions.load(trained.bundle.path)) == 12
+    golden.check(trained.bundle, "float32", OnnxSession(trained.bundle.model_file()).run)
+
+
 def test_a_joint_model_and_an_intent_model_are_judged_on_the_same_examples(
     tracking: Tracking, data: Path, texts: Path, joint: dict[str, Any]
 ) -> None:

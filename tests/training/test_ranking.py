@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import xgboost
+from pydantic import ValidationError
 
 from models.batch import collate, split
 from models.errors import ConfigError, DataError
@@ -286,6 +287,47 @@ def test_steps_of_several_trees_are_exported_whole(
     outputs = OnnxSession(tmp_path / "model.onnx").run(collate(encoded, contents.signature))
     expected = np.concatenate([one["score"] for one in fitted.outputs(encoded)])
     np.testing.assert_array_equal(outputs["score"], expected)
+
+
+def with_test(splits: Splits[RankingRows]) -> Splits[RankingRows]:
+    return Splits(splits.train, splits.valid, splits.valid.take(np.arange(5)))
+
+
+def test_a_refit_grows_as_many_trees_as_valid_chose_on_train_and_valid_together(
+    splits: Splits[RankingRows], checkpoint: Checkpoint
+) -> None:
+    chosen = ranking.fit(config(), with_test(splits), Listener(), checkpoint)
+    again = ranking.fit(config(refit=True), with_test(splits), Listener(), checkpoint)
+    has_relevant = [i for i, labels_D in enumerate(splits.valid.labels) if labels_D.any()]
+    held = splits.valid.take(np.array(has_relevant))
+    together = RankingRows(
+        splits.train.query_ids + tuple(f"held {one}" for one in held.query_ids),
+        splits.train.lists + held.lists,
+        splits.train.labels + held.labels,
+        splits.train.feature_names,
+    )
+    plain = xgboost.train(boosting_parameters(config()), matrix(together), chosen.n_trees)
+    assert again.booster.get_dump() == plain.get_dump()
+    assert again.parameters() == {
+        "n_trees": chosen.n_trees,
+        "n_grown_trees": chosen.n_trees,
+        "valid_ndcg@10": chosen.parameters()["valid_ndcg@10"],  # of the trees that had not learned from valid
+        "refitted_queries": len(together),
+    }
+
+
+def test_a_refit_is_left_out_and_said_where_only_valid_can_judge(data: Path, checkpoint: Checkpoint) -> None:
+    refit = config(refit=True)
+    without_test = ranking.read(data, refit)
+    assert without_test.notes[-1] == "no test file: training.refit is left out, so that valid can judge"
+    fitted = ranking.fit(refit, without_test, Listener(), checkpoint)
+    assert "refitted_queries" not in fitted.parameters()
+    assert fitted.booster.get_dump() == ranking.fit(config(), without_test, Listener(), checkpoint).booster.get_dump()
+
+
+def test_a_refit_by_spark_is_refused() -> None:
+    with pytest.raises(ValidationError, match="refit is for engine local"):
+        config(refit=True, engine="spark")
 
 
 def test_rank_map_takes_labels_0_and_1_alone(splits: Splits[RankingRows], checkpoint: Checkpoint) -> None:

@@ -8,8 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 import msgspec
 import pytest
 
-from models.answers import Alternative, Intent, Phase, Ranking, Understanding, to_json
-from models.ranking import Ranked
+from models.answers import Alternative, Intent, Phase, Ranked, Ranking, Understanding, to_json
 from serving.gateway import wire
 from tests.bundles import PHRASES
 
@@ -125,7 +124,7 @@ def test_top_k_cuts_the_answer(client):
 
 def test_explain_says_what_the_model_read(client):
     candidates = [*rows(a=3), {"id": "b", "features": {"popularity": 0.5}}]
-    answer = rank(client, candidates=candidates, explain=True, top_k=1)
+    answer = rank(client, candidates=candidates, explain="values", top_k=1)
     assert answer["explanations"] == {"b": {"price": None, "popularity": 0.5}}
 
 
@@ -383,6 +382,21 @@ def test_the_examples_of_the_documentation_work(client):
             answer = client.post(path, json=example["value"])
             assert answer.status_code == wanted, answer.text
             assert wanted == 200 or "must be one of the model's" in answer.text
+
+
+def test_the_documentation_says_how_binary_forms_and_explanations_are_asked(client):
+    paths = client.get("/openapi.json").json()["paths"]
+    rank, infer = paths["/v1/rank"]["post"], paths["/v2/models/{name}/infer"]["post"]
+    assert set(rank["requestBody"]["content"]) == {"application/json", "application/vnd.apache.arrow.stream"}
+    assert "exact SHAP values" in rank["description"]
+    assert set(infer["requestBody"]["content"]) == {"application/json", "application/octet-stream"}
+    assert "415" in rank["responses"]
+
+
+def test_contributions_of_a_model_without_trees_are_refused(client):
+    answer = client.post("/v1/rank", json={"candidates": [{"id": "a"}], "explain": True})
+    assert (answer.status_code, answer.json()["error"]["field"]) == (422, "explain")
+    assert "need a model of trees, shop-ltr/2 is none" in answer.json()["error"]["message"]
 
 
 def test_the_documentation_needs_no_other_machine(client):

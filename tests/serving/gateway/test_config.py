@@ -30,6 +30,9 @@ def fused(**fuse):
         (fused(method="linear", weights=[-1, 2]), r"phases\[1\].fuse.linear.weights\[0\]"),
         (fused(method="reciprocal_rank", weights=[1, 1]), r"phases\[1\].fuse.reciprocal_rank.weights"),
         ({"runtime": {"kind": "torch"}}, "runtime.kind"),
+        ({"runtime": {"scorers": ["xgboost"]}}, "scorers must name onnx, which scores what no other can"),
+        ({"runtime": {"scorers": ["onnx", "onnx"]}}, "each one once"),
+        ({"runtime": {"scorers": ["treelite"]}}, r"runtime.scorers\[0\]"),
     ],
 )
 def test_an_impossible_setting_is_refused_with_its_path(change, says):

@@ -226,7 +226,7 @@ def test_a_later_phase_orders_what_the_first_one_kept(bundles):
 def test_every_phase_reads_the_features_that_it_knows(bundles):
     columns = {"price": np.ones(2, np.float32), "margin": np.ones(2, np.float32)}
     asked = RankRequest(ids=("a", "b"), features=columns, query_features={"popularity": 1.0})
-    answer = ask(*two_phases(bundles), lambda plane: plane.rank(asked, explain=True))
+    answer = ask(*two_phases(bundles), lambda plane: plane.rank(asked, explain="values"))
     assert ids(answer) == ["a", "b"]
     assert answer.explanations["a"] == {"price": 1.0, "margin": 1.0}
     unknown = RankRequest(ids=("a",), features={"colour": np.ones(1, np.float32)})
@@ -277,7 +277,7 @@ def test_a_cross_encoder_behind_a_ranker_of_features_reads_texts_and_no_features
     roles = Roles(phases=tuple(zip(models, settings.phases, strict=True)))
     prices = {"price": np.array([3, 1, 2], np.float32)}
     asked = RankRequest(ids=("a", "b", "c"), text="red", texts=("shoes", "", "new shoes"), features=prices)
-    answer = ask(settings, roles, lambda plane: plane.rank(asked, explain=True))
+    answer = ask(settings, roles, lambda plane: plane.rank(asked, explain="values"))
     assert [(one.id, one.score) for one in answer.ranking] == [("c", 11.0), ("b", 1.0)]
     assert answer.explanations == {"c": {}, "b": {}}
     without = ask(settings, roles, lambda plane: plane.rank(request(a=1, b=2)))

@@ -10,6 +10,7 @@ import pytest
 
 from registry import bundle
 from registry.deployment import Published, publish
+from serving.runtime.protocol import ServedModel
 from tests.bundles import tiny_bundle
 from tests.serving.gateway.conftest import gateway
 
@@ -75,6 +76,47 @@ def test_ten_promotions_under_load_fail_no_request_and_mix_no_versions(deployed,
         first, second = answer["results"]
         assert first["models"] == second["models"]
         assert (first["intent"]["label"], second["intent"]["label"]) == ("order_status", "oos")
+
+
+def test_on_triton_a_gateway_serves_the_version_before_until_the_new_one_is_deployed(tmp_path, triton_server):
+    directory = tmp_path / "deployment"
+    served = [
+        ServedModel("f-query", str(version), tiny_bundle(tmp_path / "bundles", "intent", name=f"n{version}"))
+        for version in (1, 2, 3)
+    ]
+
+    def promote(model):
+        publish(directory, "f-query", {"champion": Published(model.version, model.bundle)})
+
+    promote(served[0])
+    triton_server.serve(served[:1])
+    config = {
+        "follow_s": 0.05,
+        "cache": {"max_bytes": 0},
+        "runtime": {"kind": "triton", "triton_url": triton_server.running.grpc},
+    }
+    stopping, faults = threading.Event(), []
+    with gateway(directory, config, says="still serving f-query/1: Triton at") as client:
+
+        def load():
+            with httpx.Client(base_url=client.base_url, timeout=10) as caller:
+                while not stopping.is_set():
+                    response = caller.post("/v1/understand", json={"query": QUERY})
+                    if response.status_code != 200:
+                        faults.append(response.text)
+
+        caller = threading.Thread(target=load)
+        caller.start()
+        for model in served[1:]:
+            before = models(client)
+            promote(model)
+            time.sleep(0.3)
+            assert models(client) == before
+            triton_server.serve([model])
+            wait_for(client, model.ref)
+        stopping.set()
+        caller.join()
+    assert faults == []
 
 
 def test_a_model_that_does_not_prove_itself_leaves_the_old_one_serving(deployed, tmp_path):

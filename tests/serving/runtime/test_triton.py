@@ -43,8 +43,16 @@ def one_row(popularity: float = 1.0) -> dict[str, np.ndarray]:
 
 
 def counts(opened: TritonServer, name: str) -> dict[str, int]:
-    with urllib.request.urlopen(f"http://{opened.running.http}/v2/models/{name}/versions/1/stats", timeout=5) as answer:
-        return json.load(answer)["model_stats"][0]
+    """What the server counted: after an answer it takes a moment to count it."""
+    before: dict[str, int] = {}
+    while True:
+        url = f"http://{opened.running.http}/v2/models/{name}/versions/1/stats"
+        with urllib.request.urlopen(url, timeout=5) as answer:
+            found: dict[str, int] = json.load(answer)["model_stats"][0]
+        if found == before:
+            return found
+        before = found
+        time.sleep(0.1)
 
 
 def test_no_server_is_unavailable(ranking):

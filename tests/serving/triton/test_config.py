@@ -29,7 +29,7 @@ def test_a_text_model_is_declared_without_its_batch_axis(tmp_path):
     assert {key: value.string_value for key, value in config.parameters.items()} == {
         "intra_op_thread_count": "1",
         "inter_op_thread_count": "1",
-        "rankyard.digest": bundle.digest,
+        "rankyard.digest.7": bundle.digest,
     }
     (warmup,) = config.model_warmup
     assert warmup.batch_size == 1
@@ -51,6 +51,26 @@ def test_a_score_is_a_row_of_one_number_that_the_model_gives_without_an_axis(tmp
 def test_a_joint_model_gives_tags_of_every_token(tmp_path):
     config = parsed(joint_bundle(tmp_path))
     assert [(one.name, list(one.dims)) for one in config.output] == [("tag_logits", [-1, 4]), ("intent_logits", [2])]
+
+
+def test_the_version_before_goes_on_being_served_where_it_has_the_same_shape(tmp_path):
+    def served(text):
+        config = text_format.Parse(text, schema.ModelConfig())
+        digests = {key: one.string_value for key, one in config.parameters.items() if "digest" in key}
+        return list(config.version_policy.specific.versions), digests
+
+    one, two, three = (tiny_bundle(tmp_path, "intent", name=name) for name in ("one", "two", "three"))
+    first = config_pbtxt("shop-query", "1", one, TritonSettings())
+    second = config_pbtxt("shop-query", "2", two, TritonSettings(), first)
+    assert served(second) == ([1, 2], {"rankyard.digest.1": one.digest, "rankyard.digest.2": two.digest})
+    assert config_pbtxt("shop-query", "2", two, TritonSettings(), second) == second
+    third = config_pbtxt("shop-query", "3", three, TritonSettings(max_queue_delay_us=9), second)
+    assert served(third)[0] == [2, 3]
+    back = config_pbtxt("shop-query", "2", two, TritonSettings(), third)
+    assert served(back) == ([3, 2], {"rankyard.digest.3": three.digest, "rankyard.digest.2": two.digest})
+    wider = tiny_bundle(tmp_path, "intent", labels=("a", "b", "c", "oos"))
+    assert served(config_pbtxt("shop-query", "4", wider, TritonSettings(), third))[0] == [4]
+    assert served(config_pbtxt("shop-query", "4", three, TritonSettings(backend="onnxruntime"), third))[0] == [4]
 
 
 def test_no_batch_that_warms_up_is_larger_than_the_largest(tmp_path):

@@ -1,0 +1,1 @@
+"""How fast a list is scored by trees, beside the libraries themselves."""

@@ -1,0 +1,147 @@
+"""Whatever scores trees gives the scores of ONNX Runtime and of XGBoost, to the last bit."""
+
+import logging
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import onnx
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from models.errors import ConfigError, ParityError
+from models.session import OnnxSession
+from models.trees import read_trees
+from serving.runtime import booster as booster_module
+from serving.runtime import scorers
+from serving.runtime.booster import BoosterScorer
+from serving.runtime.scorers import OnnxScorer, SizedScorer, choose, proof_rows
+from tests.bundles import tiny_bundle
+from tests.tree_bundle import grow, rows, tree_bundle
+from training.trees import export_trees
+
+KINDS = ["onnx", "xgboost"]
+
+
+def open_scorer(kind, file):
+    return OnnxScorer(OnnxSession(file).run) if kind == "onnx" else BoosterScorer(read_trees(file))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@settings(max_examples=15, deadline=None)
+@given(
+    seed=st.integers(0, 999),
+    n_trees=st.integers(1, 30),
+    depth=st.integers(1, 7),
+    base_score=st.sampled_from([0.0, 2.5, -1e4]),
+)
+def test_scores_are_xgboosts_own_bits_at_every_length(kind, tmp_path_factory, seed, n_trees, depth, base_score):
+    booster = grow(n_trees, seed, max_depth=depth, base_score=base_score)
+    file = tmp_path_factory.mktemp("trees") / "model.onnx"
+    onnx.save_model(export_trees(booster), str(file))
+    scorer = open_scorer(kind, file)
+    features = np.concatenate([rows(150, seed + 1), proof_rows(read_trees(file), 150)])
+    features[3] = np.nan
+    for n in (300, 65, 64, 2, 1):
+        expected = booster.inplace_predict(features[:n])
+        assert scorer.score(features[:n]).tobytes() == expected.tobytes()
+    # A matrix by column, as `candidates` makes it, is the same.
+    assert scorer.score(np.asfortranarray(features)).tobytes() == booster.inplace_predict(features).tobytes()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_threads_get_their_own_scores(kind, tmp_path):
+    booster = grow(50)
+    onnx.save_model(export_trees(booster), str(tmp_path / "model.onnx"))
+    scorer = open_scorer(kind, tmp_path / "model.onnx")
+    lists = [rows(n, n) for n in range(1, 120)]
+    expected = [booster.inplace_predict(features) for features in lists]
+    with ThreadPoolExecutor(4) as threads:
+        for found, wanted in zip(threads.map(scorer.score, lists * 5), expected * 5, strict=True):
+            assert found.tobytes() == wanted.tobytes()
+
+
+class Named:
+    """Gives its own number as every score."""
+
+    def __init__(self, name: str, number: float) -> None:
+        self.name, self.number = name, number
+
+    def score(self, features_DF):
+        return np.full(len(features_DF), self.number, np.float32)
+
+
+def test_each_length_goes_to_its_scorer():
+    a, b = Named("a", 1), Named("b", 2)
+    sized = SizedScorer((1, 4, 16), (a, a, b))
+    found = [float(sized.run({"features": np.zeros((n, 1), np.float32)})["score"][0]) for n in (1, 4, 5, 16, 17, 999)]
+    assert found == [1, 1, 2, 2, 2, 2]
+    assert str(sized) == "a from 1, b from 5"
+
+
+def test_the_fastest_of_each_length_is_found_within_its_time(monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr(scorers.time, "perf_counter", lambda: now[0])
+
+    class Takes(Named):
+        def score(self, features_DF):
+            now[0] += self.number + len(features_DF) * (1e-4 if self.name == "steep" else 1e-6)
+            return features_DF[:, 0]
+
+    steep, flat = Takes("steep", 1e-4), Takes("flat", 1e-3)
+    sizes, fastest = scorers.calibrate([steep, flat], np.zeros((1024, 2), np.float32), 10)
+    # 0.1 + 0.1 n against 1 + 0.001 n milliseconds: equal at 9.1.
+    assert dict(zip(sizes, [one.name for one in fastest], strict=True)) == {
+        n: "steep" if n <= 8 else "flat" for n in scorers.SIZES
+    }
+    started = now[0]
+    sizes, _ = scorers.calibrate([steep, flat], np.zeros((1024, 2), np.float32), 0.02)
+    assert now[0] - started < 0.04
+    assert sizes == scorers.SIZES[: len(sizes)] != scorers.SIZES
+
+
+def test_a_bundle_of_trees_is_scored_by_what_is_equal(tmp_path):
+    booster = grow(40)
+    bundle = tree_bundle(tmp_path, booster)
+    file = bundle.model_file()
+    sized = choose(bundle, file, OnnxSession(file), None)
+    assert {scorer.name for scorer in sized.scorers} <= set(KINDS)
+    for n in (1, 30, 2000):
+        features = rows(n, n)
+        assert sized.run({"features": features})["score"].tobytes() == booster.inplace_predict(features).tobytes()
+
+
+def test_there_is_nothing_to_choose_for_other_models_or_by_onnx_alone(tmp_path):
+    tiny, trees = tiny_bundle(tmp_path, "ranking"), tree_bundle(tmp_path, grow(2))
+    assert choose(tiny, tiny.model_file(), OnnxSession(tiny.model_file()), None) is None
+    assert choose(trees, trees.model_file(), OnnxSession(trees.model_file()), ("onnx",)) is None
+
+
+class Wrong(BoosterScorer):
+    """Off by the last bit of one score of many."""
+
+    def score(self, features_DF):
+        scores_D = super().score(features_DF)
+        scores_D[-1] = np.nextafter(scores_D[-1], np.float32(np.inf))
+        return scores_D
+
+
+def test_a_scorer_that_differs_by_a_bit_is_not_used(tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr(scorers, "_OTHERS", (Wrong,))
+    bundle = tree_bundle(tmp_path, grow(10))
+    session = OnnxSession(bundle.model_file())
+    with caplog.at_level(logging.WARNING, "rankyard.gateway"):
+        sized = choose(bundle, bundle.model_file(), session, None)
+    assert {scorer.name for scorer in sized.scorers} == {"onnx"}
+    assert "must be equal to onnx's bit by bit" in caplog.text
+    with pytest.raises(ParityError, match="leave xgboost out"):
+        choose(bundle, bundle.model_file(), session, ("onnx", "xgboost"))
+
+
+def test_without_xgboost_trees_are_scored_by_onnx_and_to_name_it_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(booster_module, "_library", lambda: None)
+    bundle = tree_bundle(tmp_path, grow(2))
+    session = OnnxSession(bundle.model_file())
+    assert choose(bundle, bundle.model_file(), session, None) is None
+    with pytest.raises(ConfigError, match="pip install 'rankyard\\[xgboost\\]'"):
+        choose(bundle, bundle.model_file(), session, ("onnx", "xgboost"))

@@ -1,0 +1,158 @@
+"""What happens when the first runtime fails, hangs, answers wrongly, and comes back."""
+
+import asyncio
+import time
+
+import numpy as np
+import pytest
+
+from models.errors import DeadlineError, NotFoundError, RankyardError, UnavailableError
+from serving.runtime import fallback
+from serving.runtime.fallback import FallbackRuntime
+from serving.runtime.protocol import ServedModel
+from tests.bundles import tiny_bundle
+
+
+class Scripted:
+    """Answers rows of `value`; does `fault` instead where there is one."""
+
+    n_workers = 2
+    is_degraded = False
+
+    def __init__(self, value):
+        self.value, self.fault, self.load_fault = value, None, None
+        self.n_asked = 0
+
+    async def load(self, model):  # noqa: ARG002
+        if self.load_fault is not None:
+            raise self.load_fault
+
+    async def infer(self, model, inputs, *, timeout_s):
+        self.n_asked += 1
+        n_rows = len(inputs["features"])
+        if self.fault == "hang":
+            await asyncio.sleep(timeout_s)
+            raise DeadlineError(f"{model.ref} is late")
+        if self.fault == "rows":
+            return {"score": np.zeros(n_rows + 1, np.float32)}
+        if self.fault is not None:
+            raise self.fault
+        return {"score": np.full(n_rows, self.value, np.float32)}
+
+    async def close(self):
+        pass
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    return ServedModel("r", "1", tiny_bundle(tmp_path_factory.mktemp("r"), "ranking"))
+
+
+def run(scenario, model):
+    async def opened():
+        first = Scripted(1.0)
+        runtime = FallbackRuntime(first, Scripted(2.0))
+        await runtime.load(model)
+
+        async def ask(timeout_s=1.0):
+            found = await runtime.infer(model, {"features": np.zeros((3, 2), np.float32)}, timeout_s=timeout_s)
+            return found["score"].tolist()
+
+        try:
+            await scenario(runtime, first, ask)
+        finally:
+            await runtime.close()
+
+    asyncio.run(opened())
+
+
+@pytest.mark.parametrize("fault", [UnavailableError("gone"), RankyardError("broken"), "rows"], ids=str)
+def test_what_the_first_fails_on_the_second_answers(model, fault):
+    async def scenario(runtime, first, ask):
+        assert await ask() == [1.0] * 3
+        first.fault = fault
+        for _ in range(10):
+            assert await ask() == [2.0] * 3
+        assert runtime.is_degraded
+        assert first.n_asked == 4
+
+    run(scenario, model)
+
+
+def test_a_hanging_first_runtime_leaves_time_for_the_second(model):
+    async def scenario(runtime, first, ask):
+        first.fault = "hang"
+        started = time.monotonic()
+        for _ in range(20):
+            assert await ask(0.3) == [2.0] * 3
+        assert time.monotonic() - started < 3 * 0.15 + 0.2
+        assert runtime.is_degraded
+
+    run(scenario, model)
+
+
+def test_short_deadlines_are_no_reason_to_leave_the_first(model):
+    async def scenario(runtime, first, ask):
+        first.fault = "hang"
+        for _ in range(10):
+            assert await ask(0.1) == [2.0] * 3
+        assert not runtime.is_degraded
+
+    run(scenario, model)
+
+
+def test_it_comes_back_to_the_first_when_that_proves_itself(model, monkeypatch):
+    monkeypatch.setattr(fallback, "_PROBES_EVERY_S", 0.01)
+
+    async def scenario(runtime, first, ask):
+        first.fault = first.load_fault = UnavailableError("gone")
+        for _ in range(3):
+            await ask()
+        first.fault = None
+        await asyncio.sleep(0.05)
+        assert await ask() == [2.0] * 3
+        first.load_fault = None
+        await asyncio.sleep(0.05)
+        assert not runtime.is_degraded
+        assert await ask() == [1.0] * 3
+
+    run(scenario, model)
+
+
+def test_one_failure_between_answers_does_not_leave_the_first(model):
+    async def scenario(runtime, first, ask):
+        for _ in range(5):
+            first.fault = UnavailableError("away for a moment")
+            assert await ask() == [2.0] * 3
+            first.fault = None
+            assert await ask() == [1.0] * 3
+        assert not runtime.is_degraded
+
+    run(scenario, model)
+
+
+def test_what_both_fail_on_is_the_seconds_error(model):
+    async def scenario(runtime, first, ask):
+        first.fault = UnavailableError("gone")
+        runtime._second.fault = RankyardError("a bad row")
+        with pytest.raises(RankyardError, match="a bad row"):
+            await ask()
+
+    run(scenario, model)
+
+
+def test_without_a_server_it_begins_with_the_second_and_without_the_model_it_does_not_begin(model):
+    async def scenario():
+        first = Scripted(1.0)
+        first.load_fault = UnavailableError("no server")
+        runtime = FallbackRuntime(first, Scripted(2.0))
+        await runtime.load(model)
+        assert runtime.is_degraded
+        await runtime.close()
+        first.load_fault = NotFoundError("not deployed")
+        runtime = FallbackRuntime(first, Scripted(2.0))
+        with pytest.raises(NotFoundError, match="not deployed"):
+            await runtime.load(model)
+        await runtime.close()
+
+    asyncio.run(scenario())
