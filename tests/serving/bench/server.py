@@ -51,6 +51,7 @@ class Server:
 
     async def _end(self) -> None:
         self._server.close()
+        await asyncio.sleep(0.05)  # what was accepted last becomes a task of its own first
         mine = [task for task in asyncio.all_tasks() if task is not asyncio.current_task()]
         for task in mine:
             task.cancel()

