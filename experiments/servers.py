@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import http.client
 import os
 import signal
 import socket
@@ -95,13 +96,13 @@ def exchange(url: str, request: bytes, timeout_s: float = 10.0) -> tuple[int, by
     """Send one request over a connection of its own; gives status and body. OSError where nobody answers."""
     parts = urlsplit(url)
     with socket.create_connection((parts.hostname or "", parts.port or 80), timeout=timeout_s) as connection:
-        connection.sendall(request.replace(b"\r\n\r\n", b"\r\nconnection: close\r\n\r\n", 1))
-        received = b"".join(iter(lambda: connection.recv(65_536), b""))
-    head, _, body = received.partition(b"\r\n\r\n")
-    try:
-        return int(head.split(b" ", 2)[1]), body
-    except (IndexError, ValueError):
-        return 0, body
+        connection.sendall(request)
+        response = http.client.HTTPResponse(connection)
+        try:
+            response.begin()
+            return response.status, response.read()
+        except http.client.HTTPException as error:
+            raise ConnectionError(f"{url} answers without HTTP: {error!r}") from error
 
 
 def _answers(url: str, probe: bytes) -> bool:

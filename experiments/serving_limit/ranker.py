@@ -19,8 +19,17 @@ CONFIG = "ranking_xgboost"
 BOOSTER = "booster.json"
 
 
-def trained(workspace: Path, n_features: int, n_lists: int, n_documents: int, settings: Sequence[str]) -> Path:
-    """Train by `ranking_xgboost` on SVMrank files with `n_features` features in 0..1; gives the bundle's directory.
+def found_or_trained(workspace: Path, settings: dict[str, Any]) -> Path:
+    """Give the bundle that an earlier run left in the workspace, or train it."""
+    note = workspace / "ranker"
+    if not note.exists():
+        shape = (settings["features"], settings["lists"], settings["documents"])
+        note.write_text(str(_trained(workspace, *shape, settings["settings"])))
+    return Path(note.read_text())
+
+
+def _trained(workspace: Path, n_features: int, n_lists: int, n_documents: int, settings: Sequence[str]) -> Path:
+    """Train by `ranking_xgboost` on SVMrank files with `n_features` features in 0..1; give the bundle's directory.
 
     Beside it, `booster.json` in the workspace holds the same trees as XGBoost writes them.
     """

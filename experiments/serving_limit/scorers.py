@@ -15,11 +15,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import lleaves
 import numpy as np
 import onnxruntime
-import tl2cgen
-import treelite
 import xgboost
 from numpy.typing import NDArray
 
@@ -36,6 +33,10 @@ _CELLS = 4_000_000
 
 def scorers(bundle: Path, booster_file: Path, cache: Path) -> dict[str, Score]:
     """Give every way to score a matrix [D, F] float32 with NaN, by its name."""
+    import lleaves  # the others' own environment has these alone
+    import tl2cgen
+    import treelite
+
     opened = open_bundle(bundle)
     path = opened.model_file(opened.variant)
     ours = OnnxSession(path).run

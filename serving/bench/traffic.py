@@ -27,10 +27,17 @@ def requests(make: Make, numbers: Iterator[int]) -> Iterator[bytes]:
     return map(make, numbers)
 
 
-def post(url: str, path: str, body: Callable[[int], bytes], headers: Sequence[tuple[str, str]] = ()) -> Make:
-    """Make POST requests of JSON bodies; one whole request is one piece of bytes, written at once."""
+def post(
+    url: str,
+    path: str,
+    body: Callable[[int], bytes],
+    headers: Sequence[tuple[str, str]] = (),
+    *,
+    content_type: str = "application/json",
+) -> Make:
+    """Make POST requests; one whole request is one piece of bytes, written at once."""
     parts = urlsplit(url)
-    given = "".join(f"{name}: {value}\r\n" for name, value in (("content-type", "application/json"), *headers))
+    given = "".join(f"{name}: {value}\r\n" for name, value in (("content-type", content_type), *headers))
     head = f"POST {parts.path.rstrip('/')}{path} HTTP/1.1\r\nhost: {parts.netloc}\r\n{given}content-length: "
     start = head.encode()
 

@@ -1,0 +1,177 @@
+"""Ranking candidates by value: a lone request against its decoding and scoring alone, and scorers by size of list."""
+
+from __future__ import annotations
+
+import json
+import os
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from experiments import loops
+from experiments.environment import overlay
+from experiments.servers import exchange
+from experiments.serving_limit.ranker import BOOSTER
+from experiments.serving_limit.scorers import OURS
+from experiments.serving_limit.study import EMBEDDED, Part, Study
+from experiments.turns import in_turns, medians, ratios, row, series
+from models.batch import collate
+from models.model import open_model
+from models.session import OnnxSession
+from registry.bundle import open_bundle
+from serving.bench.queries import numbers
+from serving.bench.traffic import post, rank_body, requests
+from serving.gateway import candidates, wire
+from serving.gateway.config import LimitsConfig
+
+BINARY = "binary"
+_ROOT = Path(__file__).parents[2]
+_POOL = 64
+
+
+def by_value(study: Study) -> Part:
+    """Every form that the gateway reads, closed loop and alone."""
+    settings = study.config["rank"]
+    with study.gateway("shipped", models={"ranking": str(study.ranker)}) as server:
+        sent = answered_forms(study, server.url)
+        contestants: dict[str, Callable[[], dict[str, Any]]] = {}
+        for form, stream in sent.items():
+            contestants[f"{form}, many"] = lambda stream=stream: study.closed(
+                server.url, stream, settings["concurrency"]
+            )
+            contestants[f"{form}, 1"] = lambda stream=stream: study.closed(server.url, stream, 1)
+            if form != BINARY:
+                contestants[f"{form}, alone"] = lambda form=form: alone(study, form)
+        found = in_turns(contestants, study.repetitions)
+    data = f"rank, {settings['list_size']} x {study.config['ranker']['features']} by value"
+    rows = [
+        row(
+            data,
+            EMBEDDED,
+            f"1 caller, by {form}, p50 as times of decoding and scoring alone",
+            ratios(series(found[f"{form}, 1"], "p50_ms"), series(found[f"{form}, alone"], "p50_ms")),
+            target=1.3,
+            at_most=True,
+            served_as="float32",
+        )
+        for form in sent
+        if form != BINARY
+    ]
+    return Part(rows, {"medians": medians(found, loops.KEYS)})
+
+
+def answered_forms(study: Study, url: str) -> dict[str, Iterator[bytes]]:
+    """Give the requests of every form that is to be measured and that this gateway answers; say which it does not."""
+    sent = {form: sent_as(study, url, form) for form in study.config["rank"]["forms"]}
+    found = {form: exchange(url, next(stream)) for form, stream in sent.items()}
+    for form, (status, body) in found.items():
+        if status != 200:
+            print(f"  left out: requests by {form}, status {status}: {body[:300]!r}", file=sys.stderr)
+    return {form: stream for form, stream in sent.items() if found[form][0] == 200}
+
+
+def sent_as(study: Study, url: str, form: str) -> Iterator[bytes]:
+    """Rank requests of one form, no list twice."""
+    features, size = open_bundle(study.ranker).manifest.features or (), study.config["rank"]["list_size"]
+    if form == BINARY:
+        return requests(_binary(study, url, len(features), size), numbers(0))
+    return requests(post(url, "/v1/rank", rank_body(study.text, features, (size,), form=form, seed=0)), numbers(0))
+
+
+def alone(study: Study, form: str) -> dict[str, Any]:
+    """Milliseconds from a request's bytes to its answer's in this process: what a server cannot do without."""
+    bundle = open_bundle(study.ranker)
+    model: Any = open_model(bundle.path, bundle.manifest)
+    session = OnnxSession(bundle.model_file(bundle.variant))
+    make = rank_body(
+        study.text, bundle.manifest.features or (), (study.config["rank"]["list_size"],), form=form, seed=1
+    )
+    bodies = [make(number) for number in range(_POOL)]
+    times_s: list[float] = []
+    end_s = time.perf_counter() + study.config["seconds"] / 2
+    while time.perf_counter() < end_s:
+        begin_s = time.perf_counter()
+        asked = candidates.by_column(wire.decode(bodies[len(times_s) % _POOL], wire.rank_decoder), LimitsConfig())
+        encoded = model.encode(asked)
+        wire.encode(model.decode(asked, encoded, session.run(collate([encoded], bundle.manifest.signature))))
+        times_s.append(time.perf_counter() - begin_s)
+    return {"p50_ms": float(np.median(times_s)) * 1e3}
+
+
+def _binary(study: Study, url: str, n_features: int, size: int) -> Callable[[int], bytes]:
+    """The Open Inference Protocol's binary tensors: the matrix as the model reads it, behind a header of JSON."""
+    name = open_bundle(study.ranker).manifest.name
+    n_bytes = 4 * size * n_features
+    tensor = {"name": "features", "shape": [size, n_features], "datatype": "FP32"}
+    header = json.dumps(
+        {
+            "inputs": [{**tensor, "parameters": {"binary_data_size": n_bytes}}],
+            "parameters": {"binary_data_output": True},
+        }
+    ).encode()
+    generator = np.random.default_rng(0)
+    pool = [generator.random((size, n_features), dtype=np.float32).tobytes() for _ in range(_POOL)]
+
+    def body(number: int) -> bytes:
+        value = np.float32(number % 1_000_000 / 1_000_000).tobytes()
+        return header + pool[number % _POOL][:-4] + value
+
+    length = ("inference-header-content-length", str(len(header)))
+    return post(url, f"/v2/models/{name}/infer", body, [length], content_type="application/octet-stream")
+
+
+def scoring(study: Study) -> Part:
+    """Trees alone: this project's runtime against other libraries, at every size of list."""
+    settings = study.config["scoring"]
+    python = overlay(study.environments / "scorers", study.config["scorers"])
+    sizes = ",".join(map(str, settings["sizes"]))
+    program = [
+        str(python),
+        "-m",
+        "experiments.serving_limit.scorers",
+        str(study.ranker),
+        str(study.workspace / BOOSTER),
+    ]
+    arguments = [str(study.environments), sizes, str(settings["seconds"]), str(study.repetitions)]
+    done = subprocess.run(
+        [*program, *arguments],
+        check=True,
+        stdout=subprocess.PIPE,
+        text=True,
+        cwd=_ROOT,
+        env=os.environ | {"PYTHONPATH": str(_ROOT), "OMP_NUM_THREADS": "1"},
+    )
+    found = json.loads(done.stdout.strip().splitlines()[-1])
+    rows, n_ahead = [], 0
+    for size, ways in found.items():
+        best = min((name for name in ways if name != OURS), key=lambda name: statistics.median(ways[name]["ms"]))
+        times = ratios(ways[OURS]["ms"], ways[best]["ms"])
+        n_ahead += statistics.median(times) < 1
+        metric = f"list of {size}, time as times of the best other, {best}"
+        rows.append(
+            row("trees alone, 300 x depth 6", "runtime", metric, times, target=1.05, at_most=True, served_as="float32")
+        )
+    rows.append(
+        row(
+            "trees alone, 300 x depth 6",
+            "runtime",
+            "sizes at which nobody is faster",
+            [n_ahead],
+            target=2,
+            served_as="float32",
+        )
+    )
+    ms = {
+        size: {name: round(statistics.median(one["ms"]), 4) for name, one in ways.items()}
+        for size, ways in found.items()
+    }
+    differences = {
+        name: max(ways[name]["difference"] for ways in found.values()) for name in found[str(settings["sizes"][0])]
+    }
+    return Part(rows, {"ms": ms, "largest_difference_from_xgboost": differences})

@@ -1,0 +1,1 @@
+"""The gateway beside other serving tools."""

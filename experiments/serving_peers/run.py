@@ -1,0 +1,204 @@
+"""The gateway beside LitServe, MLServer and BentoML: same ONNX files, same load, one run, each at its best settings.
+
+python -m experiments.serving_peers.run [--intent BUNDLE] [--peers NAME,...] [--quick]    writes results/peers.json
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from experiments import loops
+from experiments.report import Row, save
+from experiments.serving_limit import ranker
+from experiments.serving_limit.ranking import answered_forms
+from experiments.serving_limit.run import QUICK, print_rows, trained_intent
+from experiments.serving_limit.study import Study
+from experiments.serving_peers.peers import RANK, UNDERSTAND, Peer
+from experiments.turns import Figures, in_turns, medians, ratios, row, series
+from serving.bench.queries import generated
+
+HERE = Path(__file__).parent
+OURS = "gateway"
+_CONFIGURATION = "gateway beside its peers"
+_FROM = 1_000_000
+
+
+def main() -> None:
+    """Measure."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--intent", type=Path, metavar="BUNDLE", help="default: trained here on the demo shop")
+    parser.add_argument("--workspace", type=Path, help="kept, so that models are trained once (default: a new one)")
+    parser.add_argument("--environments", type=Path, default=Path.home() / ".cache" / "rankyard-peers")
+    parser.add_argument("--peers", default="litserve,mlserver,bentoml")
+    parser.add_argument("--scenarios", default=f"{UNDERSTAND},{RANK}")
+    parser.add_argument("--quick", action="store_true", help="short times, for trying; writes no result")
+    options = parser.parse_args()
+    config = yaml.safe_load((HERE / "config.yaml").read_text())
+    config |= QUICK | {"grid_seconds": 0.4} if options.quick else {}
+    with tempfile.TemporaryDirectory(prefix="rankyard-peers-") as made:
+        workspace = (options.workspace or Path(made)).absolute()
+        options.environments.mkdir(parents=True, exist_ok=True)
+        intent = (options.intent or trained_intent(workspace, config["intent"])).absolute()
+        bundle = ranker.found_or_trained(workspace, config["ranker"])
+        study = Study(config, intent, bundle, workspace, options.environments.absolute(), generated(0))
+        peers = [Peer(name, study) for name in options.peers.split(",")]
+        rows: list[Row] = []
+        details: dict[str, Any] = {}
+        for scenario in options.scenarios.split(","):
+            begin_s = time.perf_counter()
+            found, details[scenario] = SCENARIOS[scenario](study, peers)
+            rows += found
+            print(f"{scenario}: {time.perf_counter() - begin_s:.0f} s", file=sys.stderr)
+    print_rows(rows)
+    if not options.quick:
+        command = f"python -m experiments.serving_peers.run {' '.join(sys.argv[1:])}".strip()
+        save(HERE / "results" / "peers.json", rows, command, scenarios=details)
+
+
+def understand(study: Study, peers: list[Peer]) -> tuple[list[Row], dict[str, Any]]:
+    """Closed loops of many callers and of one, then open loops up to the limit of p99."""
+    best, tried = _best(study, peers, UNDERSTAND, study.config["understand"]["concurrency"])
+    with ExitStack() as stack:
+        gateway = stack.enter_context(study.gateway("shipped"))
+        streams = {OURS: (gateway.url, study.queries(gateway.url))}
+        for peer in peers:
+            url = stack.enter_context(peer.start(UNDERSTAND, best[peer.name])).url
+            streams[peer.name] = (url, peer.sent(UNDERSTAND, url, first=_FROM))
+        many = _closed(study, streams, study.config["understand"]["concurrency"])
+        one = _closed(study, streams, 1)
+        rises = _rises(study, streams, many)
+    fastest = _highest(many, "throughput_per_s")
+    steadiest = min((peer.name for peer in peers), key=lambda name: _median(many[name], "p99_ms"))
+    best_open = _highest(rises, "goodput_per_s")
+    ours = {key: series(many[OURS], key) for key in ("throughput_per_s", "p99_ms")}
+    data, callers = "understand, distinct queries", f"{study.config['understand']['concurrency']} callers"
+    rows = [
+        row(
+            data,
+            _CONFIGURATION,
+            f"{callers}, times the throughput of {fastest}",
+            ratios(ours["throughput_per_s"], series(many[fastest], "throughput_per_s")),
+            target=1.75,
+        ),
+        row(
+            data,
+            _CONFIGURATION,
+            f"{callers}, p99 as a part of that of {fastest}",
+            ratios(ours["p99_ms"], series(many[fastest], "p99_ms")),
+            target=0.5,
+            at_most=True,
+        ),
+    ]
+    theirs = _median(rises[best_open], "goodput_per_s")
+    if theirs:
+        # Of one round a peer's goodput may be 0, so all rounds of the gateway stand against its median.
+        times = [value / theirs for value in series(rises[OURS], "goodput_per_s")]
+        metric = f"independent callers, times the goodput of {best_open} at a p99 of {_limit_ms(study)} ms"
+        rows.append(row(data, _CONFIGURATION, metric, times, target=2))
+    found = {"many": many, "one": one, "open": rises}
+    shown = {name: medians(one_, loops.KEYS) for name, one_ in found.items()}
+    return rows, {"settings": best, "grid": tried, "lowest_p99": steadiest, **shown}
+
+
+def rank(study: Study, peers: list[Peer]) -> tuple[list[Row], dict[str, Any]]:
+    """Every form of the gateway against every peer's own."""
+    settings = study.config["rank"]
+    best, tried = _best(study, peers, RANK, settings["concurrency"])
+    with ExitStack() as stack:
+        gateway = stack.enter_context(study.gateway("shipped", models={"ranking": str(study.ranker)}))
+        streams = {form: (gateway.url, sent) for form, sent in answered_forms(study, gateway.url).items()}
+        for peer in peers:
+            url = stack.enter_context(peer.start(RANK, best[peer.name])).url
+            streams[peer.name] = (url, peer.sent(RANK, url, first=_FROM))
+        many = _closed(study, streams, settings["concurrency"])
+        one = _closed(study, streams, 1)
+    data = f"rank, {settings['list_size']} x {study.config['ranker']['features']} by value"
+    rows = [
+        row(
+            data,
+            _CONFIGURATION,
+            f"{settings['concurrency']} callers, by {form}, times the throughput of {name}",
+            ratios(series(many[form], "throughput_per_s"), series(many[name], "throughput_per_s")),
+            target=target if name == "litserve" else None,
+            served_as="float32",
+        )
+        for form, target in (("rows", 5), ("columns", 7), ("binary", 10))
+        for name in best
+        if form in many
+    ]
+    shown = {"many": medians(many, loops.KEYS), "one": medians(one, loops.KEYS)}
+    return rows, {"settings": best, "grid": tried, **shown}
+
+
+SCENARIOS: Mapping[str, Callable[[Study, list[Peer]], tuple[list[Row], dict[str, Any]]]] = {
+    UNDERSTAND: understand,
+    RANK: rank,
+}
+
+
+def _best(
+    study: Study, peers: list[Peer], scenario: str, concurrency: int
+) -> tuple[dict[str, dict[str, Any]], dict[str, list[Figures]]]:
+    """Try every setting of each peer under load; the one with the highest throughput runs against the gateway."""
+    best, tried = {}, {}
+    for peer in peers:
+        found = []
+        for settings in study.config["peers"][peer.name][scenario]:
+            try:
+                with peer.start(scenario, settings) as server:
+                    sent = peer.sent(scenario, server.url)
+                    times = (study.config["grid_seconds"], study.config["warmup_seconds"])
+                    figures = loops.closed(server.url, sent, concurrency, *times)
+            except RuntimeError as error:  # settings that do not run on this machine are said, and lost
+                figures = {"throughput_per_s": 0.0, "p99_ms": None, "failed": 0, "error": str(error)[-500:]}
+            print(
+                f"  {peer.name} {settings}: {figures['throughput_per_s']}/s, {figures['failed']} failed",
+                file=sys.stderr,
+            )
+            found.append({"settings": settings} | {key: figures.get(key) for key in (*loops.KEYS, "error")})
+        tried[peer.name] = found
+        best[peer.name] = max(found, key=lambda one: one["throughput_per_s"])["settings"]
+    return best, tried
+
+
+def _closed(study: Study, streams: Mapping[str, Any], concurrency: int) -> dict[str, list[Figures]]:
+    contestants = {
+        name: lambda url=url, sent=sent: study.closed(url, sent, concurrency) for name, (url, sent) in streams.items()
+    }
+    return in_turns(contestants, study.repetitions)
+
+
+def _rises(study: Study, streams: Mapping[str, Any], many: Mapping[str, list[Figures]]) -> dict[str, list[Figures]]:
+    """Rates are parts of what each reached in a closed loop."""
+    times = (study.config["seconds"], study.config["warmup_seconds"], _limit_ms(study))
+    contestants = {}
+    for name, (url, sent) in streams.items():
+        rates = [_median(many[name], "throughput_per_s") * share for share in study.config["open_loop"]["shares"]]
+        contestants[name] = lambda url=url, sent=sent, rates=rates: loops.goodput(url, sent, rates, *times)
+    return in_turns(contestants, study.repetitions)
+
+
+def _limit_ms(study: Study) -> float:
+    return float(study.config["open_loop"]["p99_limit_ms"])
+
+
+def _highest(found: Mapping[str, list[Figures]], key: str) -> str:
+    return max((name for name in found if name != OURS), key=lambda name: _median(found[name], key))
+
+
+def _median(found: list[Figures], key: str) -> float:
+    values = sorted(series(found, key))
+    return values[len(values) // 2]
+
+
+if __name__ == "__main__":
+    main()
