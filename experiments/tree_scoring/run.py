@@ -33,7 +33,7 @@ from training.trees import export_trees
 HERE = Path(__file__).parent
 N_TREES, N_FEATURES, N_ROWS = 300, 46, 20_000
 LENGTHS = (1, 10, 100, 1_000, 10_000)
-N_ROUNDS = 9
+N_ROUNDS = 7
 CALL_S = 0.02
 """One measurement of a contestant takes about so long: short lists are scored many times."""
 
