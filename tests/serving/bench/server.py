@@ -42,9 +42,11 @@ class Server:
                 writer.write(answer)
                 if b"connection: close" in answer:
                     break
-        with contextlib.suppress(ConnectionError):
-            await writer.drain()
-        writer.close()
+        try:
+            with contextlib.suppress(ConnectionError):
+                await writer.drain()
+        finally:
+            writer.close()
 
     async def _end(self) -> None:
         self._server.close()
@@ -52,6 +54,7 @@ class Server:
         for task in mine:
             task.cancel()
         await asyncio.gather(*mine, return_exceptions=True)
+        await asyncio.sleep(0)  # sockets are closed in the turn after
 
     def close(self) -> None:
         asyncio.run_coroutine_threadsafe(self._end(), self._loop).result()
