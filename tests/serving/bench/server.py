@@ -50,11 +50,12 @@ class Server:
 
     async def _end(self) -> None:
         self._server.close()
+        await asyncio.sleep(0.05)  # who was let in last has a task of its own by then, and its socket an owner
         mine = [task for task in asyncio.all_tasks() if task is not asyncio.current_task()]
         for task in mine:
             task.cancel()
         await asyncio.gather(*mine, return_exceptions=True)
-        await asyncio.sleep(0)  # sockets are closed in the turn after
+        await asyncio.sleep(0.05)  # sockets are closed some turns later
 
     def close(self) -> None:
         asyncio.run_coroutine_threadsafe(self._end(), self._loop).result()

@@ -40,7 +40,7 @@ def test_a_closed_loop_keeps_every_caller_waiting_and_no_more():
 
 def test_the_warm_up_is_not_counted():
     with serving(after_10_ms) as server:
-        found = closed_loop(server.url, numbered(server.url), plan(warmup_s=0.4, seconds=0.2)).figures()
+        found = closed_loop(server.url, numbered(server.url), plan(warmup_s=1.0, seconds=0.5)).figures()
         assert found["requests"] < server.n_requests
 
 
@@ -126,7 +126,7 @@ def test_every_way_to_answer_is_understood(answer):
         return answer
 
     with serving(give) as server:
-        found = closed_loop(server.url, numbered(server.url), plan(seconds=0.3)).figures()
+        found = closed_loop(server.url, numbered(server.url), plan()).figures()
     assert found["failed"] == 0
     assert found["requests"] > 0
 
