@@ -13,7 +13,7 @@ import json
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -161,7 +161,8 @@ def losses(study: Mapping[str, Any], data: Path, workspace: Path) -> tuple[list[
             pairs = zip(trees.scores["test"], kept[fold, best, seed].scores["test"], strict=True)
             scores = [fusion.reciprocal_rank(pair) for pair in pairs]
             values.setdefault((fused, "test"), {}).setdefault(fold, []).append(_judge(splits[fold]["test"], scores))
-    rows = [_fold_row(study, name, values[name, "test"], kept) for name in [*names, fused]]
+    rows = [_fold_row(study, name, values[name, "test"], kept) for name in names]
+    rows.append(replace(_fold_row(study, fused, values[fused, "test"], kept), target=study["fused"]["target"]))
     return rows, {
         "valid": {name: _mean(values[name, "valid"]) for name in study["variants"]},
         "folds": {name: {fold: [r.value for r in its] for fold, its in values[name, "test"].items()} for name in names},
