@@ -13,7 +13,7 @@ import json
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -133,12 +133,13 @@ def phases(study: Mapping[str, Any], data: Path, workspace: Path) -> tuple[list[
 
 
 def losses(study: Mapping[str, Any], data: Path, workspace: Path) -> tuple[list[Row], dict[str, Any]]:
-    """Every loss and trees on every fold; trees fused with the loss that is best on valid."""
+    """Every loss and trees on every fold; trees fused with the loss that is best on valid.
+
+    The trees are those of the shipped configuration, which may have learned from valid: nothing is said of them there.
+    """
     del workspace
     torch.set_num_threads(1)
-    # Not refitted: what is compared and chosen on valid must not have learned from it.
-    variants = {"trees": {"training": {"refit": False}}, **study["variants"]}
-    names = list(variants)
+    names = ["trees", *study["variants"]]
     values: dict[tuple[str, str], dict[str, list[Ratio]]] = {}
     kept: dict[tuple[str, str, int], Scored] = {}
     splits = {}
@@ -147,12 +148,12 @@ def losses(study: Mapping[str, Any], data: Path, workspace: Path) -> tuple[list[
         for name in names:
             for seed in study["seeds"]:
                 kind = "trees" if name == "trees" else "listwise"
-                found = _fitted(_config(study[kind], seed, variants[name]), data / fold)
+                found = _fitted(_config(study[kind], seed, study["variants"].get(name)), data / fold)
                 kept[fold, name, seed] = found
                 for split in SPLITS:
                     ratio = _judge(splits[fold][split], found.scores[split])
                     values.setdefault((name, split), {}).setdefault(fold, []).append(ratio)
-                print(f"{fold} {name} seed {seed}: valid {values[name, 'valid'][fold][-1].value:.4f}", flush=True)
+                print(f"{fold} {name} seed {seed}", flush=True)
     best = max(study["variants"], key=lambda name: _mean(values[name, "valid"]))
     fused = f"trees + {best}, reciprocal_rank"
     for (fold, name, seed), trees in kept.items():
@@ -160,9 +161,10 @@ def losses(study: Mapping[str, Any], data: Path, workspace: Path) -> tuple[list[
             pairs = zip(trees.scores["test"], kept[fold, best, seed].scores["test"], strict=True)
             scores = [fusion.reciprocal_rank(pair) for pair in pairs]
             values.setdefault((fused, "test"), {}).setdefault(fold, []).append(_judge(splits[fold]["test"], scores))
-    rows = [_fold_row(study, name, values[name, "test"], kept) for name in [*names, fused]]
+    rows = [_fold_row(study, name, values[name, "test"], kept) for name in names]
+    rows.append(replace(_fold_row(study, fused, values[fused, "test"], kept), target=study["fused"]["target"]))
     return rows, {
-        "valid": {name: _mean(values[name, "valid"]) for name in names},
+        "valid": {name: _mean(values[name, "valid"]) for name in study["variants"]},
         "folds": {name: {fold: [r.value for r in its] for fold, its in values[name, "test"].items()} for name in names},
     }
 

@@ -118,6 +118,8 @@ def _start(directory: Path, repository: Path) -> Running:
         *binary.arguments,
         f"--model-repository={repository}",
         "--model-control-mode=explicit",
+        "--load-model=*",  # a server that is started again serves what was deployed before
+        "--exit-on-error=false",  # one version that cannot be loaded must not keep the others away
         "--disable-auto-complete-config",
         "--strict-readiness=false",  # one version that could not be loaded would make it unready for good
         f"--http-address={_HOST}",

@@ -8,9 +8,13 @@ from pathlib import Path
 
 import httpx
 import pytest
+import xgboost
 
+from models.ranking import RankingModel
 from registry.deployment import Published, publish
+from serving.runtime.protocol import ServedModel
 from tests.bundles import tiny_bundle
+from tests.tree_bundle import grow, tree_bundle
 
 PROGRAM = """
 import sys
@@ -68,4 +72,27 @@ def client(deployment) -> Iterator[httpx.Client]:
     with gateway(
         deployment, {"limits": {"max_body_bytes": 100_000, "max_queries": 20, "max_candidates": 50}}
     ) as opened:
+        yield opened
+
+
+@pytest.fixture(scope="session")
+def booster() -> xgboost.Booster:
+    return grow(30)
+
+
+@pytest.fixture(scope="session")
+def tree_served(tmp_path_factory, booster) -> ServedModel:
+    return ServedModel("trees", "4", tree_bundle(tmp_path_factory.mktemp("trees"), booster))
+
+
+@pytest.fixture(scope="session")
+def tree_model(tree_served) -> RankingModel:
+    return RankingModel(tree_served.bundle.manifest)
+
+
+@pytest.fixture(scope="session")
+def tree_client(tmp_path_factory, tree_served) -> Iterator[httpx.Client]:
+    directory = tmp_path_factory.mktemp("deployment")
+    publish(directory, "trees", {"champion": Published("4", tree_served.bundle)})
+    with gateway(directory, {"limits": {"max_candidates": 50}}) as opened:
         yield opened

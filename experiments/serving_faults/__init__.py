@@ -1,0 +1,1 @@
+"""What a gateway answers while its Triton server is killed."""
