@@ -400,6 +400,11 @@ def _numbers(text: str) -> list[float]:
         raise argparse.ArgumentTypeError(f"must be numbers with commas between them, got {text!r}") from None
 
 
+def _names(text: str) -> list[str]:
+    """Names of the command line, with commas between them; '' for none."""
+    return [name for name in text.split(",") if name]
+
+
 COMMON = argparse.ArgumentParser(add_help=False)
 COMMON.add_argument(
     "--workspace",
@@ -546,7 +551,7 @@ def _add_bench(bench: argparse.ArgumentParser) -> None:
     sent.add_argument("--distinct", type=_count, metavar="N", help="queries that --zipf draws from (default: 100000)")
     sent.add_argument("--list-sizes", type=_numbers, metavar="N,N,...", help="candidates, in turn (default: 100)")
     sent.add_argument("--form", choices=("columns", "rows"), help="of candidates (default: columns)")
-    sent.add_argument("--features", type=lambda text: text.split(","), metavar="NAME,...", help="default: the model's")
+    sent.add_argument("--features", type=_names, metavar="NAME,...", help="default: all that the model reads")
     sent.add_argument("--texts", action="store_true", default=None, help="candidates have a text")
     sent.add_argument("--top-k", type=_count, metavar="K", help="answers wanted of a list (default: all)")
     sent.add_argument("--rank-share", type=float, metavar="P", help="of the requests of `mixed` (default: 0.2)")

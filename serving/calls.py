@@ -16,7 +16,7 @@ from urllib.parse import urlsplit
 
 import msgspec
 
-from models.answers import Phase, Ranking, Understanding
+from models.answers import Contributions, Phase, Ranking, Understanding
 from models.errors import (
     DeadlineError,
     InputError,
@@ -123,6 +123,9 @@ class Contract:
             degraded=answer.degraded,
             reason=None if isinstance(answer.reason, msgspec.UnsetType) else answer.reason,
             explanations={} if isinstance(answer.explanations, msgspec.UnsetType) else answer.explanations,
+            contributions=None
+            if isinstance(found := answer.contributions, msgspec.UnsetType)
+            else Contributions(found.base, found.candidates),
         )
 
     def models(self, deadline_ms: float | None) -> Steps[list[wire.ModelAnswer]]:

@@ -27,8 +27,10 @@ from models.session import OnnxSession
 from registry.bundle import open_bundle
 from serving.bench.queries import numbers
 from serving.bench.traffic import post, rank_body, requests
-from serving.gateway import candidates, wire
+from serving.gateway import wire
+from serving.gateway.candidates import Reader
 from serving.gateway.config import LimitsConfig
+from serving.runtime.scorers import choose
 
 BINARY = "binary"
 _ROOT = Path(__file__).parents[2]
@@ -88,7 +90,10 @@ def alone(study: Study, form: str) -> dict[str, Any]:
     """Milliseconds from a request's bytes to its answer's in this process: what a server cannot do without."""
     bundle = open_bundle(study.ranker)
     model: Any = open_model(bundle.path, bundle.manifest)
-    session = OnnxSession(bundle.model_file(bundle.variant))
+    file = bundle.model_file(bundle.variant)
+    session = OnnxSession(file)
+    run = (choose(bundle, file, session, None) or session).run
+    reader = Reader(LimitsConfig(), model.sent)
     make = rank_body(
         study.text, bundle.manifest.features or (), (study.config["rank"]["list_size"],), form=form, seed=1
     )
@@ -97,9 +102,9 @@ def alone(study: Study, form: str) -> dict[str, Any]:
     end_s = time.perf_counter() + study.config["seconds"] / 2
     while time.perf_counter() < end_s:
         begin_s = time.perf_counter()
-        asked = candidates.by_column(wire.decode(bodies[len(times_s) % _POOL], wire.rank_decoder), LimitsConfig())
+        asked = reader.read(bodies[len(times_s) % _POOL]).request
         encoded = model.encode(asked)
-        wire.encode(model.decode(asked, encoded, session.run(collate([encoded], bundle.manifest.signature))))
+        wire.encode(model.decode(asked, encoded, run(collate([encoded], bundle.manifest.signature))))
         times_s.append(time.perf_counter() - begin_s)
     return {"p50_ms": float(np.median(times_s)) * 1e3}
 

@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from experiments.serving_limit.lightgbm_text import lightgbm_text
 from models.session import OnnxSession
 from registry.bundle import open_bundle
+from serving.runtime.scorers import choose
 
 Score = Callable[[NDArray[np.float32]], Any]
 
@@ -39,7 +40,10 @@ def scorers(bundle: Path, booster_file: Path, cache: Path) -> dict[str, Score]:
 
     opened = open_bundle(bundle)
     path = opened.model_file(opened.variant)
-    ours = OnnxSession(path).run
+    onnx = OnnxSession(path)
+    chosen = choose(opened, path, onnx, None)
+    ours = onnx.run if chosen is None else chosen.run
+    print(f"rankyard scores by {chosen or 'onnx'}", file=sys.stderr)
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1
     session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])

@@ -188,6 +188,8 @@ class _Load:
                 connection.is_busy = False
                 if not connection.is_kept:
                     self._forget(connection)
+                    if self._is_over:
+                        continue
                     connection = self._connect()
                 self._free(connection)
 

@@ -14,11 +14,14 @@ from pathlib import Path
 
 import pytest
 
-from models.answers import Ranking, Understanding
+from models.answers import Ranking, Understanding, to_json
 from models.errors import DeadlineError, InputError, NotFoundError, OverloadedError, RankyardError, UnavailableError
+from registry.deployment import Published, publish
 from serving.calls import Retries
 from serving.client import AsyncClient, Client
 from serving.gateway import wire
+from tests.serving.gateway.conftest import gateway
+from tests.tree_bundle import grow, tree_bundle
 
 ROOT = Path(__file__).parents[2]
 ANSWER = {"query": "a", "intent": None, "entities": [], "models": {}}
@@ -107,6 +110,20 @@ def test_answers_of_a_gateway_are_typed(url):
         assert set(ranking.explanations["a"]) == {"price", "popularity"}
         assert {model.family for model in client.models()} == {"intent", "ranking"}
         assert client.is_ready()
+
+
+def test_what_each_feature_added_comes_through_the_client_too(tmp_path):
+    directory = tmp_path / "deployment"
+    publish(directory, "trees", {"champion": Published("1", tree_bundle(tmp_path / "bundles", grow()))})
+    with gateway(directory) as opened, Client(str(opened.base_url).rstrip("/"), deadline_ms=5_000) as client:
+        request = wire.RankRequest([wire.Candidate("a"), wire.Candidate("b")], explain=True)
+        ranking = client.rank(request)
+        told = to_json(ranking)
+        expected = opened.post("/v1/rank", content=wire.encode(request)).json()
+        for one in (told, expected):
+            del one["phases"]
+        assert json.loads(json.dumps(told)) == expected
+        assert set(ranking.contributions.candidates) == {"a", "b"}
 
 
 def test_the_awaiting_client_answers_as_the_waiting_one(url):

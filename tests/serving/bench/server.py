@@ -18,6 +18,7 @@ class Server:
         self.n_open = 0
         self.most_open = 0
         self.bodies: list[bytes] = []
+        self._writers: set[asyncio.StreamWriter] = set()
         self._answer = answer
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever)
@@ -27,6 +28,7 @@ class Server:
         self.url = f"http://127.0.0.1:{self._server.sockets[0].getsockname()[1]}"
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._writers.add(writer)
         with contextlib.suppress(ConnectionError, asyncio.IncompleteReadError, asyncio.CancelledError):
             while True:
                 head = await reader.readuntil(b"\r\n\r\n")
@@ -42,20 +44,21 @@ class Server:
                 writer.write(answer)
                 if b"connection: close" in answer:
                     break
-        try:
-            with contextlib.suppress(ConnectionError):
-                await writer.drain()
-        finally:
-            writer.close()
+        writer.close()
+        with contextlib.suppress(ConnectionError):
+            await writer.wait_closed()
+        self._writers.discard(writer)
 
     async def _end(self) -> None:
         self._server.close()
-        await asyncio.sleep(0.05)  # who was let in last has a task of its own by then, and its socket an owner
+        await asyncio.sleep(0.05)  # what was accepted last becomes a task of its own first
         mine = [task for task in asyncio.all_tasks() if task is not asyncio.current_task()]
         for task in mine:
             task.cancel()
         await asyncio.gather(*mine, return_exceptions=True)
-        await asyncio.sleep(0.05)  # sockets are closed some turns later
+        for writer in self._writers:
+            writer.transport.abort()
+        await asyncio.sleep(0.01)  # transports close in a later turn of the loop
 
     def close(self) -> None:
         asyncio.run_coroutine_threadsafe(self._end(), self._loop).result()
