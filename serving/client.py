@@ -1,7 +1,7 @@
 """A client of the gateway's HTTP contract, waiting or awaiting: typed answers, deadlines, retries, open connections.
 
-On httpcore, the engine of httpx, without httpx around it: measured on one core, 0.2 ms of the processor a call instead
-of 0.4 ms, and a third of the time to import.
+On httpcore, the engine of httpx, without httpx around it: measured on one core, 0.17 ms of the processor a call instead
+of 0.31 ms, and a third of the time to import.
 """
 
 from __future__ import annotations
