@@ -90,8 +90,11 @@ def choose(bundle: Bundle, model_file: Path, session: OnnxSession, allowed: Sequ
     none of trees, or ONNX Runtime alone is there. One that is not equal, or that cannot hold the trees, is left out and
     said in the log; where it was named, that is an error: ConfigError, ParityError or RankyardError.
     """
+    # A library is loaded only where there may be trees: it takes 30 MB.
+    if bundle.manifest.features is None or (trees := read_trees(model_file)) is None:
+        return None
     makers = [make for make in _OTHERS if (make.is_installed() if allowed is None else make.name in allowed)]
-    if not makers or (trees := read_trees(model_file)) is None:
+    if not makers:
         return None
     onnx = OnnxScorer(session.run)
     rows_DF = proof_rows(trees, SIZES[-1])
