@@ -8,6 +8,7 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter
 
 from serving.bench.tables import points_of
 
@@ -28,6 +29,8 @@ def latency_over_load(result: Result, before: Result | None = None) -> bytes:
     limit_ms = result["load"]["p99_limit_ms"]
     above.axhline(limit_ms, color="black", lw=0.8, ls=":", label=f"limit of p99, {limit_ms:g} ms")
     above.set(yscale="log", ylabel="latency, ms")
+    for set_formatter in (above.yaxis.set_major_formatter, above.yaxis.set_minor_formatter):
+        set_formatter(FuncFormatter(lambda value, _: f"{value:g}" if f"{value:e}"[0] in "125" else ""))
     above.set_title(
         f"{result['scenario']}: {result['best_goodput_per_s']:.0f} requests/s within the limit", fontsize=10
     )
