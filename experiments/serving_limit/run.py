@@ -66,7 +66,7 @@ def main() -> None:
     print_rows(rows)
     if not options.quick:
         details = {name: part.details for name, part in parts.items() if part.details}
-        command = f"python -m experiments.serving_limit.run {' '.join(sys.argv[1:])}".strip()
+        command = f"python -m experiments.serving_limit.run --intent BUNDLE --parts {options.parts}"
         save(HERE / "results" / "limit.json", rows, command, parts=details)
 
 

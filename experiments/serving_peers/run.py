@@ -60,7 +60,7 @@ def main() -> None:
             print(f"{scenario}: {time.perf_counter() - begin_s:.0f} s", file=sys.stderr)
     print_rows(rows)
     if not options.quick:
-        command = f"python -m experiments.serving_peers.run {' '.join(sys.argv[1:])}".strip()
+        command = "python -m experiments.serving_peers.run --intent BUNDLE"
         save(HERE / "results" / "peers.json", rows, command, scenarios=details)
 
 
