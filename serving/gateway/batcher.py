@@ -20,7 +20,7 @@ from models.errors import DeadlineError, OverloadedError, RankyardError, Unavail
 from serving.gateway.config import BatchConfig
 from serving.gateway.errors import EXPIRED
 from serving.gateway.telemetry import Telemetry
-from serving.runtime.protocol import Runtime, ServedModel
+from serving.runtime.protocol import Runtime, ServedModel, check_rows
 
 Outputs = dict[str, NDArray[np.generic]]
 
@@ -134,13 +134,7 @@ class Batcher:
         started = time.perf_counter()
         outputs = await self._runtime.infer(model, inputs, timeout_s=timeout_s)
         queue.series.model_seconds.observe(time.perf_counter() - started)
-        n_asked = sum(n_rows(request, signature) for request in requests)
-        for name, array in outputs.items():
-            if array.shape[:1] != (n_asked,):
-                raise RankyardError(
-                    f"{model.ref} must answer {n_asked} rows in {name}, its shape is {array.shape}; "
-                    "export the model again"
-                )
+        check_rows(model, outputs, sum(n_rows(request, signature) for request in requests))
         for item, answer in zip(batch, split(outputs, requests, signature), strict=True):
             item.resolve(answer)
 

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from models.batch import Arrays
 from models.errors import DeadlineError, RankyardError, UnavailableError
-from serving.runtime.protocol import Runtime, ServedModel
+from serving.runtime.protocol import Runtime, ServedModel, check_rows
 
 _MOST_FAILURES = 3
 """In a row, before the first runtime is left alone."""
@@ -63,7 +63,7 @@ class FallbackRuntime:
         until = time.monotonic() + timeout_s
         try:
             outputs = await self._first.infer(model, inputs, timeout_s=timeout_s * _SHARE)
-            _check_rows(model, inputs, outputs)
+            check_rows(model, outputs, len(next(iter(inputs.values()))))
         except RankyardError as error:
             # A deadline that was short says nothing about the server.
             if timeout_s >= _TELLING_S or not isinstance(error, DeadlineError):
@@ -104,10 +104,3 @@ class FallbackRuntime:
                 continue
             self.is_degraded, self._n_failures = False, 0
             _log.warning("answering over Triton again")
-
-
-def _check_rows(model: ServedModel, inputs: Arrays, outputs: Outputs) -> None:
-    n_rows = len(next(iter(inputs.values())))
-    for name, array in outputs.items():
-        if array.shape[:1] != (n_rows,):
-            raise RankyardError(f"{model.ref} must answer {n_rows} rows in {name}, its shape is {array.shape}")

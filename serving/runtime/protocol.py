@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from models.batch import Arrays
+from models.errors import RankyardError
 from registry.bundle import Bundle
 
 
@@ -24,6 +25,15 @@ class ServedModel:
     def ref(self) -> str:
         """`NAME/VERSION`."""
         return f"{self.name}/{self.version}"
+
+
+def check_rows(model: ServedModel, outputs: Arrays, n_rows: int) -> None:
+    """Expect every output to answer `n_rows` rows; RankyardError otherwise."""
+    for name, array in outputs.items():
+        if array.shape[:1] != (n_rows,):
+            raise RankyardError(
+                f"{model.ref} must answer {n_rows} rows in {name}, its shape is {array.shape}; export the model again"
+            )
 
 
 class Runtime(Protocol):
