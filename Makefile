@@ -30,11 +30,12 @@ setup: .venv/ready ## .venv from requirements.lock, and the command .venv/bin/ra
 	$(BIN)/python -m pip install --disable-pip-version-check --quiet --no-deps --editable .
 	@command -v java > /dev/null || echo "no Java: training.engine spark cannot run, its test is skipped (Debian: openjdk-17-jre-headless)"
 	@command -v redis-server > /dev/null || echo "no redis-server: the tests of the shared cache are skipped (Debian: redis-server)"
+	@command -v promtool > /dev/null || echo "no promtool: the tests of deploy/ are skipped (Debian: prometheus)"
 	touch .venv/ready
 
 lock: ## resolves pyproject.toml anew, in a clean environment, into requirements.lock
 	rm -rf .venv-lock
 	$(PYTHON) -m venv .venv-lock
-	.venv-lock/bin/python -m pip install --disable-pip-version-check --quiet '.[serve,redis,train,spark,triton,dev]'
+	.venv-lock/bin/python -m pip install --disable-pip-version-check --quiet '.[serve,redis,otel,train,spark,triton,dev]'
 	.venv-lock/bin/python -m pip freeze --exclude rankyard | sed -E 's/^(torch==[0-9.]+)\+cpu/\1/' > requirements.lock
 	rm -rf .venv-lock

@@ -3,24 +3,34 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import json
 import os
+import signal
 import sys
+import threading
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from models.errors import InputError, RankyardError
+from models.errors import InputError, NotFoundError, RankyardError, WorkspaceError
 
 if TYPE_CHECKING:
     from registry.tracking import Tracking
     from registry.workspace import Workspace
     from serving.runtime.protocol import ServedModel
+    from serving.triton.repository import Deployed
+    from serving.triton.settings import TritonSettings
 
 VERSION = "0.1.0"
 FAMILIES = ("intent", "tagging", "ranking")
+TUNE_HELP = "search for a better configuration and train it, or for a better scheduling on Triton"
+CA_FILE_HELP = "certificates, in PEM, of who may sign for an https gateway"
 REF_HELP = "NAME@alias, NAME/VERSION, or a bundle's directory"
+
+DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO}
 
 Answer = dict[str, Any]
 """What a command prints as JSON; its key `text`, not printed there, is what a person reads."""
@@ -30,7 +40,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit status (0 done, 1 the work says no, 2 the call was wrong)."""
     options = _parser().parse_args(arguments)
     try:
-        return _print(options, options.run(options))
+        with ctrl_c_kept():
+            return _print(options, options.run(options))
     except RankyardError as error:
         return _refuse(error)
     except ModuleNotFoundError as error:
@@ -41,6 +52,28 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except OSError as error:
+        if error.errno not in DISK_ERRORS:
+            raise
+        return _refuse(_disk(error))
+
+
+@contextmanager
+def ctrl_c_kept() -> Iterator[None]:
+    """Send a Ctrl-C again that came inside a finalizer or a collected object's callback, where Python drops it."""
+    before = sys.unraisablehook
+
+    def send_again(lost: sys.UnraisableHookArgs) -> None:
+        if issubclass(lost.exc_type, KeyboardInterrupt):
+            threading.Timer(0.01, os.kill, (os.getpid(), signal.SIGINT)).start()
+        else:
+            before(lost)
+
+    sys.unraisablehook = send_again
+    try:
+        yield
+    finally:
+        sys.unraisablehook = before
 
 
 def _print(options: argparse.Namespace, answer: Answer) -> int:
@@ -61,6 +94,14 @@ def _missing_package(error: ModuleNotFoundError) -> RankyardError:
     return InputError(
         f"this command needs the package {error.name}, which is not installed; "
         "pip install 'rankyard[serve]' to serve, 'rankyard[train]' to train and promote, 'rankyard[triton]' for Triton"
+    )
+
+
+def _disk(error: OSError) -> RankyardError:
+    """What no part of the program expected: a disk may be full at any file."""
+    return WorkspaceError(
+        f"every file of this command must fit on its disk, which must let it be written, got {error.filename} "
+        f"({error.strerror}); free some space or name another place"
     )
 
 
@@ -91,7 +132,7 @@ def _install_for_demo() -> None:
     import subprocess
     from importlib import metadata
 
-    if all(importlib.util.find_spec(module) for module in ("mlflow", "torch", "uvicorn")):
+    if all(importlib.util.find_spec(module) for module in ("mlflow", "torch", "httptools")):
         return
     wanted = [
         requirement.partition(";")[0].strip()
@@ -162,6 +203,38 @@ def _tune(options: argparse.Namespace) -> Answer:
     return {**tuned.answer(), "text": tuned.summary()}
 
 
+def _tune_triton(options: argparse.Namespace) -> Answer:
+    from serving.triton.tuning import tune
+    from serving.triton.tuning.settings import SweepSettings, sweep_settings
+
+    workspace, settings = _workspace(options), _triton_settings(options)
+    if options.forget:
+        return _forget(options, workspace, settings)
+    if options.triton_url and options.repository is None:
+        raise InputError("--triton-url must come with --repository, the directory that the server reads; give both")
+    given = {name: value for name in SweepSettings.model_fields if (value := getattr(options, name)) is not None}
+    repository = Path(options.repository) if options.repository else workspace.triton / "repository"
+    order = tune.Order(options.name, sweep_settings(given), settings, repository, options.triton_url)
+    with _tracking(options).start(tune.EXPERIMENT, options.name) as run:
+        tuned = tune.tune(order, workspace, run, say=lambda line: print(line, file=sys.stderr, flush=True))
+    return tuned.answer()
+
+
+def _forget(options: argparse.Namespace, workspace: Workspace, settings: TritonSettings) -> Answer:
+    from registry.deployment import resolve
+    from serving.triton import kept
+
+    target = kept.target(resolve(workspace.deployment, f"{options.name}@champion").bundle, settings)
+    was_kept = kept.forget(workspace.deployment, options.name, target)
+    done = "is forgotten, the next deploy takes the default" if was_kept else "was not kept"
+    return {
+        "name": options.name,
+        "target": target,
+        "forgotten": was_kept,
+        "text": f"what was tuned for {target} {done}",
+    }
+
+
 def _evaluate(options: argparse.Namespace) -> Answer:
     from training.line import evaluate_file
 
@@ -229,6 +302,8 @@ def _predict(options: argparse.Namespace) -> Answer:
         texts = [*([] if options.ref is None else [options.ref]), *texts]
     elif options.ref is None:
         raise InputError("predict needs a REF, or a running gateway's --url, got neither")
+    elif options.ca_file:
+        raise InputError("--ca-file does nothing without --url; give that too or leave it out")
     lines = [*texts, *(_lines(Path(options.file)) if options.file else ())]
     if not lines:
         raise InputError("predict needs at least one TEXT or --file, got none")
@@ -245,7 +320,7 @@ def _answers(options: argparse.Namespace, lines: Sequence[str]) -> Iterator[Answ
     if options.url:
         from serving.ask import ask
 
-        return ask(options.url, lines)
+        return ask(options.url, lines, Path(options.ca_file) if options.ca_file else None)
     from serving.gateway.predict import predict
 
     return predict(_served(options), lines)
@@ -256,8 +331,12 @@ def _served(options: argparse.Namespace) -> ServedModel:
     from registry.references import parse
     from serving.runtime.protocol import ServedModel
 
+    published = _workspace(options).deployment
     if isinstance(parse(options.ref), Path):
-        return ServedModel(*resolve(_workspace(options).deployment, options.ref))
+        return ServedModel(*resolve(published, options.ref))
+    if "MLFLOW_TRACKING_URI" not in os.environ:
+        with suppress(NotFoundError):  # what is published is what a gateway answers with, and needs no MLflow
+            return ServedModel(*resolve(published, options.ref))
     tracking = _tracking(options)
     found = tracking.locate(options.ref)
     return ServedModel(found.name, found.version, tracking.fetch(found))
@@ -301,20 +380,40 @@ def _write(file: Path, text: str) -> None:
 
 
 def _deploy(options: argparse.Namespace) -> Answer:
-    from serving.triton.config import TritonSettings
     from serving.triton.repository import deploy
 
-    settings = TritonSettings(backend=options.backend, variant=options.variant)
     deployed = deploy(
-        _workspace(options).deployment, options.names, Path(options.repository), settings, options.triton_url
+        _workspace(options).deployment,
+        options.names,
+        Path(options.repository),
+        _triton_settings(options),
+        options.triton_url,
     )
     models = [
-        {"name": one.name, "version": one.version, "path": str(one.path), "ready": one.is_ready} for one in deployed
+        {
+            "name": one.name,
+            "version": one.version,
+            "path": str(one.path),
+            "ready": one.is_ready,
+            "tuned": None if one.kept is None else one.kept.model_dump(mode="json"),
+        }
+        for one in deployed
     ]
-    lines = [
-        f"{one.name}/{one.version} in {one.path}" + (", loaded and proved" if one.is_ready else "") for one in deployed
-    ]
-    return {"models": models, "text": "\n".join(lines)}
+    return {"models": models, "text": "\n".join(map(_deployed, deployed))}
+
+
+def _deployed(one: Deployed) -> str:
+    proved = ", loaded and proved" if one.is_ready else ""
+    tuned = "" if one.kept is None else f", {one.kept}"
+    return f"{one.name}/{one.version} in {one.path}{proved}{tuned}"
+
+
+def _triton_settings(options: argparse.Namespace) -> TritonSettings:
+    from models.config import validate
+    from serving.triton.settings import TritonSettings
+
+    given = {name: getattr(options, name) for name in ("backend", "variant", "gpus", "tensorrt")}
+    return validate(TritonSettings, {name: value for name, value in given.items() if value is not None})
 
 
 def _triton(options: argparse.Namespace) -> Answer:
@@ -340,11 +439,14 @@ def _triton(options: argparse.Namespace) -> Answer:
 
 def _serve(options: argparse.Namespace) -> Answer:
     from models.config import read, validate
+    from serving.gateway import logs
     from serving.gateway.config import GatewayConfig
     from serving.gateway.server import run
     from serving.triton.server import status
 
     raw = read(options.config)
+    if options.processes is not None:
+        raw["processes"] = options.processes
     config = validate(GatewayConfig, raw)
     workspace = _workspace(options)
     if config.runtime.triton_url is None and (local := status(workspace.triton)) is not None:
@@ -355,7 +457,7 @@ def _serve(options: argparse.Namespace) -> Answer:
         options.runtime,
         options.host,
         options.port,
-        say=lambda line: print(line, file=sys.stderr, flush=True),
+        say=lambda line: print(logs.told(config.logs, line), file=sys.stderr, flush=True),
     )
     return {}
 
@@ -369,9 +471,13 @@ def _bench(options: argparse.Namespace) -> Answer:
 
 
 def _ui(options: argparse.Namespace) -> Answer:
+    from serving.gateway.port import address, bind
+
     tracking = _tracking(options)
-    print(f"MLflow UI of {tracking.uri} on http://{options.host}:{options.port}, Ctrl-C ends it", file=sys.stderr)
-    os.execv(sys.executable, [sys.executable, "-m", *tracking.ui_command(options.host, options.port)])  # noqa: S606 - no shell wanted
+    with bind(options.host, options.port) as taken:  # MLflow would tell of a taken port late, and of a wrong one never
+        url, port = address(taken), taken.getsockname()[1]
+    print(f"MLflow UI of {tracking.uri} on {url}, Ctrl-C ends it", file=sys.stderr)
+    os.execv(sys.executable, [sys.executable, "-m", *tracking.ui_command(options.host, port)])  # noqa: S606 - no shell wanted
 
 
 def _count(text: str) -> int:
@@ -398,6 +504,13 @@ def _numbers(text: str) -> list[float]:
         return [float(part) for part in text.split(",")]
     except ValueError:
         raise argparse.ArgumentTypeError(f"must be numbers with commas between them, got {text!r}") from None
+
+
+def _counts(text: str) -> list[int]:
+    """Whole numbers from 0 of the command line, with commas between them."""
+    if not all(part.isdecimal() for part in text.split(",")):
+        raise argparse.ArgumentTypeError(f"must be whole numbers with commas between them, got {text!r}")
+    return [int(part) for part in text.split(",")]
 
 
 def _names(text: str) -> list[str]:
@@ -449,26 +562,8 @@ def _parser() -> argparse.ArgumentParser:
     )
     train.add_argument("--resume", action="store_true", help="go on from the checkpoint of a training that was stopped")
 
-    tune = command(
-        "tune",
-        _tune,
-        "search for a better configuration, and train it",
-        after_interrupt="; the same command goes on with the trials that are left",
-    )
-    tune.add_argument("task", choices=FAMILIES)
-    tune.add_argument(
-        "--config", required=True, metavar="FILE", help="a study's YAML file, or the name of a shipped one"
-    )
-    tune.add_argument("--data", required=True, metavar="DIR", help="holds train, valid and test files")
-    tune.add_argument("--trials", required=True, type=_count, metavar="N", help="trials of the study in all")
-    tune.add_argument("--timeout", type=_seconds, metavar="S", help="seconds after which no further trial begins")
-    tune.add_argument(
-        "--workers", type=_count, default=1, metavar="N", help="processes that share the cores (default: 1)"
-    )
-    tune.add_argument("--name", help="the registered model's name (default: the task)")
-    tune.add_argument(
-        "--set", action="append", default=[], metavar="KEY=VALUE", help="override a key of the base configuration"
-    )
+    tune = commands.add_parser("tune", help=TUNE_HELP, description=TUNE_HELP)
+    _add_tune(tune)
 
     evaluate = command("evaluate", _evaluate, "measure a model on a labelled file")
     evaluate.add_argument("ref", metavar="REF", help=REF_HELP)
@@ -479,6 +574,7 @@ def _parser() -> argparse.ArgumentParser:
     predict.add_argument("texts", nargs="*", metavar="TEXT")
     predict.add_argument("--file", metavar="FILE", help="a text a line; for ranking a /v1/rank request a line")
     predict.add_argument("--url", metavar="URL", help="ask a running gateway there, instead of a model in this process")
+    predict.add_argument("--ca-file", metavar="FILE", help=CA_FILE_HELP)
 
     models = command("models", _models, "list models with their versions, roles and metrics")
     models.add_argument("name", nargs="?")
@@ -503,13 +599,7 @@ def _parser() -> argparse.ArgumentParser:
     deploy.add_argument("names", nargs="+", metavar="NAME")
     deploy.add_argument("--repository", required=True, metavar="DIR")
     deploy.add_argument("--triton-url", metavar="URL", help="HTTP address of a running server to load them into")
-    deploy.add_argument(
-        "--backend",
-        choices=("python", "onnxruntime"),
-        default="python",
-        help="Triton's backend (default: python, which every server has; containers have onnxruntime too)",
-    )
-    deploy.add_argument("--variant", choices=("float32", "int8", "fp16"), help="default: each bundle's own choice")
+    _add_triton_settings(deploy)
 
     triton = command("triton", _triton, "run a local Triton server, without a container")
     triton.add_argument("what", choices=("up", "down", "status"))
@@ -520,6 +610,12 @@ def _parser() -> argparse.ArgumentParser:
     serve.add_argument("--runtime", choices=("onnx", "triton"), help="where models run (default: the configuration's)")
     serve.add_argument("--host", default="127.0.0.1")
     serve.add_argument("--port", type=int, default=8080, help="0: any free one")
+    serve.add_argument(
+        "--processes",
+        type=_count,
+        metavar="N",
+        help="how many answer at that port, for more cores than one can feed (default: the configuration's, 1)",
+    )
 
     _add_bench(command("bench", _bench, "load a running gateway, and say how fast and how well it answers"))
 
@@ -529,12 +625,84 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _add_tune(tune: argparse.ArgumentParser) -> None:
+    tasks = tune.add_subparsers(metavar="TASK", required=True)
+    for family in FAMILIES:
+        summary = f"search for a better configuration of {family}, and train it"
+        task = tasks.add_parser(family, help=summary, description=summary, parents=[COMMON])
+        goes_on = "; the same command goes on with the trials that are left"
+        task.set_defaults(run=_tune, task=family, after_interrupt=goes_on)
+        task.add_argument(
+            "--config", required=True, metavar="FILE", help="a study's YAML file, or the name of a shipped one"
+        )
+        task.add_argument("--data", required=True, metavar="DIR", help="holds train, valid and test files")
+        task.add_argument("--trials", required=True, type=_count, metavar="N", help="trials of the study in all")
+        task.add_argument("--timeout", type=_seconds, metavar="S", help="seconds after which no further trial begins")
+        task.add_argument(
+            "--workers", type=_count, default=1, metavar="N", help="processes that share the cores (default: 1)"
+        )
+        task.add_argument("--name", help="the registered model's name (default: the task)")
+        task.add_argument(
+            "--set", action="append", default=[], metavar="KEY=VALUE", help="override a key of the base configuration"
+        )
+    summary = "measure how Triton serves a champion best: instances, threads, batch sizes, delay; keep what is found"
+    triton = tasks.add_parser("triton", help=summary, description=summary, parents=[COMMON])
+    triton.set_defaults(run=_tune_triton, after_interrupt="; nothing was changed")
+    _add_tune_triton(triton)
+
+
+def _add_tune_triton(triton: argparse.ArgumentParser) -> None:
+    triton.add_argument("name", metavar="NAME", help="the model whose champion is measured")
+    what = triton.add_mutually_exclusive_group(required=True)
+    what.add_argument("--p99-ms", type=float, metavar="MS", help="within which 99 of 100 requests must be answered")
+    what.add_argument("--forget", action="store_true", help="measure nothing: later deploys take the default again")
+    triton.add_argument(
+        "--repository", metavar="DIR", help="where the result is written (default: the workspace's own)"
+    )
+    triton.add_argument(
+        "--triton-url",
+        metavar="URL",
+        help="HTTP address of a running server of that repository, to measure there (default: one of its own)",
+    )
+    _add_triton_settings(triton)
+    load = triton.add_argument_group("load")
+    load.add_argument(
+        "--concurrency", type=_counts, metavar="N,N,...", help="closed loops (default: 1,2,4,8,16,32,64 callers)"
+    )
+    load.add_argument("--rates", type=_numbers, metavar="R,R,...", help="open loops instead, of R requests a second")
+    load.add_argument("--size", type=_count, metavar="N", help="texts of a request (1), or documents of a list (100)")
+    load.add_argument("--queries", metavar="FILE", help="a query a line, instead of generated ones")
+    load.add_argument("--seconds", type=_seconds, metavar="S", help="of each loop (default: 2)")
+    load.add_argument("--warmup-seconds", type=float, metavar="S", help="before each, not counted (default: 0.5)")
+    search = triton.add_argument_group("search")
+    search.add_argument("--trials", type=_count, metavar="N", help="schedulings at most, before the finals (24)")
+    search.add_argument("--repeats", type=_count, metavar="N", help="rounds of the finals (5)")
+    search.add_argument("--seed", type=int, help="of the order and of what is sent (0)")
+
+
+def _add_triton_settings(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--backend",
+        choices=("python", "onnxruntime"),
+        help="Triton's backend (default: python, which every server has; containers have onnxruntime too)",
+    )
+    parser.add_argument("--variant", choices=("float32", "int8", "fp16"), help="default: each bundle's own choice")
+    parser.add_argument("--gpus", type=_counts, metavar="N,N,...", help="run on these GPUs (needs onnxruntime)")
+    parser.add_argument("--tensorrt", choices=("fp32", "fp16"), help="let TensorRT run it on a GPU, in this precision")
+
+
 def _add_bench(bench: argparse.ArgumentParser) -> None:
     bench.add_argument("--url", help="the gateway (default: http://127.0.0.1:8080)")
     bench.add_argument(
         "--scenario", choices=("understand", "rank", "mixed"), help="what is asked (default: understand)"
     )
-    load = bench.add_argument_group("load", "one of the first three; latency counts from when a request was due")
+    bench.add_argument("--ca-file", metavar="FILE", help=CA_FILE_HELP)
+    load = bench.add_argument_group(
+        "load",
+        "one of the first three. Latency counts from when a request was due: an open loop tells what independent"
+        " callers wait. Those of a closed loop send nothing during a stall; its percentiles are given as measured, and"
+        " corrected as HdrHistogram does for what each would have sent every median latency.",
+    )
     load.add_argument("--concurrency", type=_count, metavar="N", help="closed loop of N callers (default: 16)")
     load.add_argument("--rate", type=float, metavar="R", help="open loop of R requests a second")
     load.add_argument("--rates", type=_numbers, metavar="R,R,...", help="a sweep: one open loop after the other")
@@ -550,7 +718,11 @@ def _add_bench(bench: argparse.ArgumentParser) -> None:
     sent.add_argument("--zipf", type=float, metavar="S", help="query i of --distinct has a chance ~ i^-S")
     sent.add_argument("--distinct", type=_count, metavar="N", help="queries that --zipf draws from (default: 100000)")
     sent.add_argument("--list-sizes", type=_numbers, metavar="N,N,...", help="candidates, in turn (default: 100)")
-    sent.add_argument("--form", choices=("columns", "rows"), help="of candidates (default: columns)")
+    sent.add_argument(
+        "--form",
+        choices=("columns", "rows", "arrow", "binary"),
+        help="of candidates (default: columns); binary: tensors of the Open Inference Protocol, to one ranker",
+    )
     sent.add_argument("--features", type=_names, metavar="NAME,...", help="default: all that the model reads")
     sent.add_argument("--texts", action="store_true", default=None, help="candidates have a text")
     sent.add_argument("--top-k", type=_count, metavar="K", help="answers wanted of a list (default: all)")

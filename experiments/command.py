@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,33 @@ def train(
     settings = [part for override in overrides for part in ("--set", override)]
     places = ["--data", str(data), "--name", name, "--workspace", str(workspace)]
     return rankyard("train", task, "--config", configuration, *places, *settings)
+
+
+def options(description: str | None) -> argparse.ArgumentParser:
+    """Options of a study that takes long; those of its own are added to `--quick`."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="short times, for trying; writes no result")
+    return parser
+
+
+def demo_shop(workspace: Path) -> Path:
+    """Write the demo shop's files into the workspace."""
+    data = workspace / "demo"
+    rankyard("demo", "--data-only", str(data), "--workspace", str(workspace))
+    return data
+
+
+def demo_intent(workspace: Path, settings: Mapping[str, Any]) -> Path:
+    """Give the bundle that an earlier run left in the workspace, or train one on the demo shop for one pass.
+
+    Speed asks for a model's size alone. settings: `config` and the `settings` that differ from it.
+    """
+    note = workspace / "intent"
+    if not note.exists():
+        data = demo_shop(workspace) / "intent"
+        trained = train("intent", settings["config"], data, "study-intent", workspace, settings["settings"])
+        note.write_text(trained["bundle"])
+    return Path(note.read_text())
 
 
 def evaluation(answer: dict[str, Any]) -> dict[str, Any]:

@@ -1,10 +1,12 @@
-"""The one form of a study's results, and the README's table of them.
+"""The one form of a study's results, and the README's tables of them.
 
-python -m experiments.report    prints the table of every experiments/*/results/*.json: the rows with a target
+python -m experiments.report            prints the tables of experiments/*/results/*.json: the rows with a target
+python -m experiments.report --write    puts them into the README
 """
 
 from __future__ import annotations
 
+import argparse
 import json
 import math
 import os
@@ -18,6 +20,21 @@ from pathlib import Path
 from typing import Any
 
 HERE = Path(__file__).parent
+README = HERE.parent / "README.md"
+BEGIN, END = "<!-- results -->", "<!-- /results -->"
+SECTIONS = {
+    "Models": ("public_data", "ranking_phases", "click_debiasing", "distillation", "quantization"),
+    "Training": ("training_speed",),
+    "Serving": (
+        "serving_limit",
+        "serving_peers",
+        "serving_overload",
+        "serving_faults",
+        "serving_soak",
+        "serving_tracing",
+        "tree_scoring",
+    ),
+}
 PACKAGES = ("torch", "transformers", "scikit-learn", "xgboost", "onnxruntime")
 
 
@@ -67,6 +84,15 @@ def save(path: Path, rows: Sequence[Row], command: str, **details: Any) -> None:
     path.write_text(json.dumps(result, indent=2) + "\n")
 
 
+def print_rows(rows: Sequence[Row]) -> None:
+    """Say every figure with its target beside it."""
+    for row in rows:
+        mark = {True: "holds", False: "MISSED", None: ""}[row.holds]
+        target = "" if row.target is None else f"{'<=' if row.at_most else '>='} {row.target:g} {mark}"
+        name = f"{row.data} | {row.configuration} | {row.served_as} | {row.metric}"
+        print(f"{name}: {row.value:.3f} [{row.low:.3f}, {row.high:.3f}] {target}".rstrip())
+
+
 def mean_interval(
     values: Sequence[float], intervals: Sequence[tuple[float, float]], *, independent: bool
 ) -> tuple[float, float, float]:
@@ -83,25 +109,41 @@ def mean_interval(
     return mean, mean - widths[0], mean + widths[1]
 
 
-def table() -> str:
-    """Markdown: a line a row that has a target, in the order of the studies' names; the others are in their files."""
-    lines = [
-        "| data | configuration | metric | test, 95 % interval | target | published | served as | seeds | seconds |",
-        "|---|---|---|---|---|---|---|---|---|",
-    ]
-    for path in sorted(HERE.glob("*/results/*.json")):
-        rows = [Row(**row) for row in json.loads(path.read_text()).get("rows", [])]
-        lines += [_line(row) for row in rows if row.target is not None]
-    return "\n".join(lines)
+def tables() -> str:
+    """Markdown: a table a section, a line a row that has a target; the others are in their files."""
+    return "\n\n".join(f"#### {title}\n\n{_table(studies)}" for title, studies in SECTIONS.items())
 
 
-def _line(row: Row) -> str:
-    target = "" if row.target is None else f"{'≤' if row.at_most else '≥'} {row.target:g} {'✓' if row.holds else '✗'}"
+def _table(studies: Sequence[str]) -> str:
+    header = ("study", "data", "configuration", "metric", "measured, 95 % interval", "target", "published", "served as")
+    lines = [(*header, "runs", "seconds")]
+    for study in studies:
+        for path in sorted((HERE / study / "results").glob("*.json")):
+            rows = [Row(**row) for row in json.loads(path.read_text()).get("rows", [])]
+            lines += [_cells(study, row) for row in rows if row.target is not None]
+    used = [column for column in zip(*lines, strict=True) if any(column[1:])]
+    lines = list(zip(*used, strict=True))
+    lines.insert(1, ("---",) * len(used))
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _cells(study: str, row: Row) -> tuple[str, ...]:
     figure = f"**{row.value:.3f}**" + (f" [{row.low:.3f}, {row.high:.3f}]" if row.low < row.high else "")
-    model = f"`{row.configuration}`"
-    cells = (row.data, model, row.metric, figure, target, row.published, row.served_as, len(row.seeds))
-    return f"| {' | '.join(map(str, cells))} | {row.seconds:.0f} |"
+    target = f"{'≤' if row.at_most else '≥'} {row.target:g} {'✓' if row.holds else '✗'}"
+    link, model, seconds = f"[{study}](experiments/{study})", f"`{row.configuration}`", f"{row.seconds:.0f}"
+    cells = (link, row.data, model, row.metric, figure, target, row.published, row.served_as, str(len(row.seeds)))
+    return (*cells, "" if seconds == "0" else seconds)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--write", action="store_true", help="put the tables into the README")
+    if not parser.parse_args().write:
+        print(tables())
+        return
+    before, _, after = README.read_text().partition(BEGIN)
+    README.write_text(f"{before}{BEGIN}\n\n{tables()}\n\n{END}{after.partition(END)[2]}")
 
 
 if __name__ == "__main__":
-    print(table())
+    main()

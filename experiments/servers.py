@@ -37,6 +37,11 @@ class Server:
         return sum(_rss_bytes(pid) for pid in _session(self.pid))
 
     @property
+    def n_descriptors(self) -> int:
+        """Files, sockets and pipes that all its processes hold open."""
+        return sum(_n_descriptors(pid) for pid in _session(self.pid))
+
+    @property
     def cpu_s(self) -> float:
         """Seconds of the processor that its living processes have used."""
         return sum(_cpu_s(pid) for pid in _session(self.pid))
@@ -70,13 +75,13 @@ def serving(
 
 
 @contextmanager
-def gateway(config: Mapping[str, Any], directory: Path, name: str) -> Iterator[Server]:
-    """Start `rankyard serve` with a configuration; its files go to `directory`."""
+def gateway(config: Mapping[str, Any], directory: Path, name: str, *, program: str = "rankyard") -> Iterator[Server]:
+    """Start `rankyard serve` with a configuration; its files go to `directory`. program: another module that serves."""
     directory.mkdir(parents=True, exist_ok=True)
     file = directory / f"{name}.yaml"
     file.write_text(yaml.safe_dump(dict(config)))
     port = free_port()
-    command = [sys.executable, "-m", "rankyard", "serve", "--config", str(file), "--port", str(port)]
+    command = [sys.executable, "-m", program, "serve", "--config", str(file), "--port", str(port)]
     url = f"http://127.0.0.1:{port}"
     probe = b"GET /readyz HTTP/1.1\r\nhost: a\r\n\r\n"
     with serving(
@@ -141,6 +146,13 @@ def _session(pid: int) -> list[int]:
 def _rss_bytes(pid: int) -> int:
     try:
         return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    except OSError:
+        return 0
+
+
+def _n_descriptors(pid: int) -> int:
+    try:
+        return sum(1 for _ in Path(f"/proc/{pid}/fd").iterdir())
     except OSError:
         return 0
 

@@ -70,12 +70,13 @@ class Ranked:
 
 @dataclass(frozen=True, slots=True)
 class Phase:
-    """One pass over the candidates: how many came in and went on, and how long it took (milliseconds)."""
+    """One pass over the candidates: how many came in, went on and were scored, and how long it took (milliseconds)."""
 
     model: str
     n_in: int
     n_out: int
     ms: float
+    n_scored: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +89,10 @@ class Contributions:
 
 @dataclass(frozen=True, slots=True)
 class Ranking:
-    """The answer of POST /v1/rank; `reason` says why where `degraded`."""
+    """The answer of POST /v1/rank; `reason` says why where `degraded`.
+
+    A candidate's score is that of the last phase that scored it.
+    """
 
     ranking: tuple[Ranked, ...]
     models: tuple[str, ...]
@@ -103,7 +107,9 @@ def to_json(answer: Understanding | Ranking) -> dict[str, Any]:
     """Give an answer as the HTTP contract writes it."""
     fields = asdict(answer)
     if isinstance(answer, Ranking):
-        fields["phases"] = [{"model": p.model, "in": p.n_in, "out": p.n_out, "ms": p.ms} for p in answer.phases]
+        fields["phases"] = [
+            {"model": p.model, "in": p.n_in, "out": p.n_out, "ms": p.ms, "scored": p.n_scored} for p in answer.phases
+        ]
         if answer.reason is None:
             del fields["reason"]
         if not answer.explanations:

@@ -46,7 +46,7 @@ class Encoded:
     def length(self) -> int:
         """Tokens of a text (of its widest window), documents of a list: what the request costs."""
         axis = 0 if self.n_windows == 1 else 1
-        return max((array.shape[axis] for array in self.arrays.values()), default=0)
+        return max([array.shape[axis] for array in self.arrays.values()], default=0)
 
 
 def collate(requests: Sequence[Encoded], signature: Signature) -> dict[str, NDArray[np.generic]]:
@@ -56,6 +56,8 @@ def collate(requests: Sequence[Encoded], signature: Signature) -> dict[str, NDAr
 
 def _join(blocks: Sequence[NDArray[np.generic]], spec: TensorSpec) -> NDArray[np.generic]:
     blocks = [block if block.ndim == len(spec.shape) else block[None] for block in blocks]
+    if len(blocks) == 1:
+        return blocks[0].astype(spec.dtype, copy=False)
     if len({block.shape[1:] for block in blocks}) == 1:
         return np.concatenate(blocks, dtype=spec.dtype)
     longest = np.max([block.shape[1:] for block in blocks], axis=0)

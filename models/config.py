@@ -82,12 +82,40 @@ def _override(raw: dict[str, Any], override: str) -> None:
 
 
 def _mistake(schema: type[BaseModel], details: Any) -> str:
-    path = _path(details["loc"])
-    if details["type"] == "extra_forbidden":
-        return f"{path} is not a key of this configuration{_suggest(str(details['loc'][-1]), _keys(schema))}"
-    if details["type"] == "missing":
-        return f"{path} must be given"
-    return f"{path}: {details['msg'].removeprefix('Value error, ')}, got {details['input']!r}"
+    path, kind, value = _path(details["loc"]), details["type"], details["input"]
+    if kind == "extra_forbidden":
+        suggested = _suggest(str(details["loc"][-1]), _keys(schema)) or "; leave it out"
+        return f"{path} is not a key of this configuration{suggested}"
+    if kind == "missing":
+        return f"{path} must be given; add it"
+    if kind in _RULES:
+        bounds = {
+            name: f"{bound:g}" if isinstance(bound, float) else bound for name, bound in details.get("ctx", {}).items()
+        }
+        rule = _RULES[kind].format(**bounds)
+        return f"{path} must be {rule}, got {value!r:.100}; correct it"
+    rule = details["msg"].removeprefix("Value error, ")
+    # A rule on several keys says itself what it found; all of them may hold a password.
+    return f"{path}: {rule}" if isinstance(value, dict) else f"{path}: {rule}, got {value!r:.100}"
+
+
+_RULES = {
+    "greater_than": "above {gt}",
+    "greater_than_equal": "at least {ge}",
+    "less_than": "below {lt}",
+    "less_than_equal": "at most {le}",
+    "finite_number": "a finite number",
+    **dict.fromkeys(("int_type", "int_parsing", "int_from_float"), "a whole number"),
+    **dict.fromkeys(("float_type", "float_parsing"), "a number"),
+    **dict.fromkeys(("bool_type", "bool_parsing"), "true or false"),
+    **dict.fromkeys(("tuple_type", "list_type"), "a list"),
+    **dict.fromkeys(("dict_type", "model_type"), "keys and values"),
+    "string_type": "a text",
+    "path_type": "a path",
+    "literal_error": "{expected}",
+    "union_tag_invalid": "of a {discriminator} {expected_tags}",
+}
+"""Pydantic's kinds of mistakes, in a person's words."""
 
 
 def _path(location: Sequence[int | str]) -> str:

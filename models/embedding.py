@@ -32,4 +32,4 @@ class SentenceEncoder:
         if not start.strip() or not input_ids_BT.size:
             return None
         outputs = self._session.run({"input_ids": input_ids_BT, "attention_mask": np.ones_like(input_ids_BT)})
-        return np.asarray(outputs["vector"][0], dtype=np.float32)
+        return np.array(outputs["vector"][0], dtype=np.float32)

@@ -5,12 +5,10 @@ Shapes: D titles of a list, E dimensions of a vector.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
-import threading
-from collections import OrderedDict
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -18,8 +16,9 @@ from numpy.typing import NDArray
 
 from models.embedding import SentenceEncoder
 from models.errors import BundleError
-from models.lexical import LEXICAL_NAMES, Corpus, Reading, lexical_features, read
+from models.lexical import LEXICAL_NAMES, Corpus, lexical_features, read
 from models.manifest import PairFeatures
+from models.text_cache import KnownText, TextCache
 
 STATISTICS = "features.json"
 ENCODER = "encoder.onnx"
@@ -28,12 +27,7 @@ TOKENIZER = "tokenizer.json"
 
 COSINE, AGREEMENT = "cosine", "list_agreement"
 _AGREEMENT_SLOPE = 10.0
-
-
-@dataclass(frozen=True, slots=True)
-class _Text:
-    reading: Reading
-    vector: NDArray[np.float32] | None
+_MAX_BYTES = 128 * 1024 * 1024
 
 
 class PairFeaturizer:
@@ -43,8 +37,8 @@ class PairFeaturizer:
     A pair's features depend on nothing but the pair, `list_agreement` alone excepted: it compares a title with the
     others of its list, weighted by how well they fit the query. A later phase, whose list has been cut, computes it
     over the titles that are left; those cut off had the smallest weights.
-    What is computed of a text is kept for the `n_cached` texts used last (about 3 kB each), so a catalogue's titles
-    cost once. `transform` may be called from several threads at once.
+    What is computed of a text is kept in `texts` (about 3 kB each), where another featurizer of the same encoder finds
+    it too; the statistics of titles stay apart. `transform` may be called from several threads at once.
     """
 
     names: tuple[str, ...] = (COSINE, AGREEMENT, *LEXICAL_NAMES)
@@ -52,24 +46,32 @@ class PairFeaturizer:
     rising: frozenset[str] = frozenset(names) - {"first_position", "title_words", "query_words"}
     """Features of which more is never worse: a ranker that is held to that learns from few queries."""
 
-    def __init__(self, directory: Path, corpus: Corpus, encoder: SentenceEncoder, *, n_cached: int) -> None:
+    def __init__(
+        self, directory: Path, corpus: Corpus, encoder: SentenceEncoder, encoder_digest: str, texts: TextCache
+    ) -> None:
         self._directory = directory
         self._corpus = corpus
         self._encoder = encoder
-        self._n_cached = n_cached
-        self._cache: OrderedDict[str, _Text] = OrderedDict()
-        self._lock = threading.Lock()
+        self.encoder_digest = encoder_digest
+        self.texts = texts
 
     @classmethod
     def load(
-        cls, directory: Path, settings: PairFeatures, *, n_threads: int = 1, n_cached: int = 50_000
+        cls, directory: Path, settings: PairFeatures, *, n_threads: int = 1, texts: TextCache | None = None
     ) -> PairFeaturizer:
         """Open what `save` wrote; BundleError where a file cannot be read.
 
-        n_threads: cores one embedding may use (0: all). n_cached: texts kept.
+        n_threads: cores one embedding may use (0: all). texts: where what is computed of a text is kept (None: a cache
+        of its own, of 128 MiB).
         """
         encoder = SentenceEncoder(directory / ENCODER, directory / TOKENIZER, settings.max_tokens, n_threads=n_threads)
-        return cls(directory, _read_corpus(directory / STATISTICS), encoder, n_cached=n_cached)
+        return cls(
+            directory,
+            _read_corpus(directory / STATISTICS),
+            encoder,
+            _encoder_digest(directory, settings.max_tokens),
+            TextCache(_MAX_BYTES) if texts is None else texts,
+        )
 
     def save(self, directory: Path) -> None:
         """Write `features.json`, `encoder.onnx` and `tokenizer.json`."""
@@ -90,26 +92,30 @@ class PairFeaturizer:
         for text in texts:
             self._text(text)
 
-    def borrow(self, other: PairFeaturizer) -> None:
-        """Take over what another one of the same encoder has computed of texts; the statistics of titles stay apart."""
-        with other._lock:
-            known = dict(other._cache)
-        with self._lock:
-            self._cache.update(known)
+    def vector(self, text: str) -> NDArray[np.float32] | None:
+        """The text's vector [E], known or computed and kept; None where it has none."""
+        return self._text(text).vector
 
-    def _text(self, text: str) -> _Text:
-        with self._lock:
-            known = self._cache.get(text)
-            if known is not None:
-                self._cache.move_to_end(text)
-                return known
-        # Outside the lock: two threads may embed the same text, and come to the same vector.
-        new = _Text(read(text), self._encoder.embed(text))
-        with self._lock:
-            self._cache[text] = new
-            while len(self._cache) > self._n_cached:
-                self._cache.popitem(last=False)
-        return new
+    def remember(self, text: str, vector: NDArray[np.float32] | None) -> None:
+        """Keep a vector that `vector` of the same encoder gave."""
+        if not self.texts.has(self.encoder_digest, text):
+            self.texts.put(self.encoder_digest, text, KnownText(read(text), vector))
+
+    def _text(self, text: str) -> KnownText:
+        known = self.texts.get(self.encoder_digest, text)
+        if known is None:
+            # Two threads may embed the same text at once, and come to the same vector.
+            known = KnownText(read(text), self._encoder.embed(text))
+            self.texts.put(self.encoder_digest, text, known)
+        return known
+
+
+def _encoder_digest(directory: Path, max_tokens: int) -> str:
+    """Name an encoder by all that a text's vector depends on."""
+    digest = hashlib.sha256(f"{max_tokens}".encode())
+    for name in (ENCODER, TOKENIZER):
+        digest.update(hashlib.sha256((directory / name).read_bytes()).digest())
+    return digest.hexdigest()
 
 
 def write_corpus(path: Path, corpus: Corpus) -> None:
@@ -138,7 +144,7 @@ def _read_corpus(path: Path) -> Corpus:
         raise BundleError(f"{path} must hold a featurizer's statistics, got: {error!r}; train again") from error
 
 
-def _cosines(query: _Text, titles: Sequence[_Text]) -> NDArray[np.float32]:
+def _cosines(query: KnownText, titles: Sequence[KnownText]) -> NDArray[np.float32]:
     cosines_D = np.full(len(titles), np.nan, dtype=np.float32)
     if query.vector is None:
         return cosines_D
@@ -150,7 +156,7 @@ def _cosines(query: _Text, titles: Sequence[_Text]) -> NDArray[np.float32]:
     return cosines_D
 
 
-def _agreements(titles: Sequence[_Text], cosines_D: NDArray[np.float32]) -> NDArray[np.float32]:
+def _agreements(titles: Sequence[KnownText], cosines_D: NDArray[np.float32]) -> NDArray[np.float32]:
     """Mean cosine of each title with the others, a title j of weight exp(_AGREEMENT_SLOPE cosine(query, j)).
 
     What the best titles have in common says more of the query than its few words do (pseudo-relevance feedback,

@@ -5,6 +5,7 @@ Shapes: C labels.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
@@ -13,14 +14,17 @@ from numpy.typing import NDArray
 from models.answers import Alternative, Intent, Reading
 from models.batch import Arrays, Encoded
 from models.manifest import OOS_LABEL, Contents, Scope
-from models.scope import DISTANCE_OUTPUT, inside, scope_log_odds
+from models.scope import Inside, inside, scope_log_odds
 from models.text import NgramEncoder, SubwordEncoder
 
 _N_ALTERNATIVES = 4
 
 
 class IntentModel:
-    """Turns a text into the input of `model.onnx`, and its output `intent_logits` [C] into an intent."""
+    """Turns a text into the input of `model.onnx`, and its output `intent_logits` [C] into an intent.
+
+    n_ids: tokens or n-grams it can tell apart, numbered from 0.
+    """
 
     def __init__(self, contents: Contents, encoder: SubwordEncoder | NgramEncoder) -> None:
         if not contents.labels:
@@ -28,9 +32,11 @@ class IntentModel:
         self._labels = contents.labels
         self._temperature = contents.calibration.temperature
         self._scope = contents.scope
+        self._inside = inside(contents.labels)
         self._gives_several = contents.gives_several_labels
         self._implied = contents.implied_labels
         self._encoder = encoder
+        self.n_ids = encoder.n_ids
 
     def encode(self, text: str) -> Encoded:
         """Tokens or n-grams of the text; InputError for a text beyond the model's longest."""
@@ -42,10 +48,9 @@ class IntentModel:
         logits_C = outputs["intent_logits"]
         if self._gives_several:
             return Reading(intent=decode_intents(logits_C, self._labels, self._temperature, implied=self._implied))
-        distance = outputs.get(DISTANCE_OUTPUT)
-        return Reading(
-            intent=decode_intent(logits_C, self._labels, self._temperature, scope=self._scope, distance=distance)
-        )
+        if self._scope is None:
+            return Reading(intent=decode_intent(logits_C, self._labels, self._temperature))
+        return Reading(intent=decode_in_scope(outputs, self._inside, self._temperature, self._scope))
 
 
 def decode_intent(
@@ -53,44 +58,51 @@ def decode_intent(
     labels: Sequence[str],
     temperature: float,
     n_alternatives: int = _N_ALTERNATIVES,
-    *,
-    scope: Scope | None = None,
-    distance: NDArray[np.generic] | None = None,
+) -> Intent:
+    """Give the likeliest label, its confidence, and the next labels in falling order.
+
+    Confidences are softmax(logits / temperature) over all labels, `oos` like any other; of equal logits the first label
+    in the order of `labels` wins. In float64.
+    """
+    chances_C = _softmax(np.asarray(logits_C, dtype=np.float64) / temperature)
+    return _answer(labels, chances_C, int(np.asarray(logits_C).argmax()), n_alternatives)
+
+
+def decode_in_scope(
+    outputs: Arrays, labels: Inside, temperature: float, scope: Scope, n_alternatives: int = _N_ALTERNATIVES
 ) -> Intent:
     """Decide on scope, give the likeliest label, its confidence, and the next labels in falling order.
 
-    Without `scope`: confidences are softmax(logits / temperature) over all labels, and the label with the highest one
-    is the answer, `oos` like any other. With it: q = softmax(logits / temperature) over the labels other than `oos`,
-    and the decision is the threshold's alone. Where the log-odds of being in scope are calibrated, p =
-    sigmoid(log-odds), the confidence of a label is p q, that of `oos` is 1 - p. Where they are not, p = 1 for a text in
-    scope and max q for one out of scope. All in float64; of equal logits the first label in the order of `labels` wins.
-    `distance` is the output `class_distance`, for a scope that weighs it.
+    q = softmax(logits / temperature) over the labels other than `oos`, and the decision is the threshold's alone. Where
+    the log-odds of being in scope are calibrated, p = sigmoid(log-odds), the confidence of a label is p q, that of
+    `oos` is 1 - p. Where they are not, p = 1 for a text in scope and max q for one out of scope. In float64; of equal
+    logits the first label wins. outputs: `intent_logits` [C], and `class_distance` for a scope that weighs it.
     """
-    scaled_C = np.asarray(logits_C, dtype=np.float64) / temperature
-    if scope is None:
-        chances_C = _softmax(scaled_C)
-        return _answer(labels, chances_C, int(scaled_C.argmax()), n_alternatives)
-    places_I, names = inside(tuple(labels))
-    inside_I = _softmax(scaled_C[places_I])
-    outputs = {"intent_logits": logits_C} | ({} if distance is None else {DISTANCE_OUTPUT: distance})
+    inside_I = _softmax(np.asarray(outputs["intent_logits"], dtype=np.float64)[labels.places] / temperature)
     log_odds = float(scope_log_odds(scope, outputs, labels))
     is_in_scope = log_odds >= scope.threshold
     best = int(inside_I.argmax())
     uncalibrated = 1.0 if is_in_scope else float(inside_I[best])
     p_inside = _sigmoid(log_odds) if scope.is_calibrated else uncalibrated
-    chances = np.append(p_inside * inside_I, 1 - p_inside)
-    return _answer((*names, OOS_LABEL), chances, best if is_in_scope else len(names), n_alternatives)
+    chances = np.empty(len(labels.with_oos))
+    np.multiply(inside_I, p_inside, out=chances[:-1])
+    chances[-1] = 1 - p_inside
+    return _answer(labels.with_oos, chances, best if is_in_scope else len(labels.names), n_alternatives)
 
 
 def _answer(names: Sequence[str], chances: NDArray[np.float64], best: int, n_alternatives: int) -> Intent:
     """The answer `best`, and of the others the likeliest, as far as they have a chance; of equal ones the first."""
-    likeliest = np.argsort(-chances, kind="stable")[: n_alternatives + 1].tolist()
-    others = [place for place in likeliest if place != best and chances[place] > 0]
+    likeliest = (-chances).argsort(kind="stable")[: n_alternatives + 1]
+    others = [
+        Alternative(names[place], chance)
+        for place, chance in zip(likeliest.tolist(), chances[likeliest].tolist(), strict=True)
+        if place != best and chance > 0
+    ]
     return Intent(
         label=names[best],
         confidence=float(chances[best]),
         in_scope=names[best] != OOS_LABEL,
-        alternatives=tuple(Alternative(names[other], float(chances[other])) for other in others[:n_alternatives]),
+        alternatives=tuple(others[:n_alternatives]),
     )
 
 
@@ -142,9 +154,11 @@ def answered_label(intent: Intent) -> str:
 
 
 def _softmax(scaled_C: NDArray[np.float64]) -> NDArray[np.float64]:
-    odds_C = np.exp(scaled_C - scaled_C.max())
-    return np.asarray(odds_C / odds_C.sum())
+    # The methods `max` and `sum` are Python, which a lone text finds in no cache.
+    odds_C = np.exp(scaled_C - np.maximum.reduce(scaled_C))
+    return np.asarray(odds_C / np.add.reduce(odds_C))
 
 
 def _sigmoid(log_odds: float) -> float:
-    return float(np.exp(-np.logaddexp(0.0, -log_odds)))
+    odds = math.exp(-abs(log_odds))  # at most 1, so that nothing overflows
+    return 1 / (1 + odds) if log_odds >= 0 else odds / (1 + odds)

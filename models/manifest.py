@@ -116,7 +116,8 @@ class Contents(_Part):
     """What a family's training knows of its model; the rest of the manifest is added when the bundle is sealed.
 
     labels: intent labels, in the order of `intent_logits`. tags: BIO tags, in the order of `tag_logits`.
-    features: columns of the `features` input, in order; the first ones come from `pair_features` where that is set.
+    features: columns of the `features` input, in order; the first ones come from `pair_features` where that is set, the
+    last ones from `relative`: those features' places in the list, as `models.in_list` has it.
     has_transitions: `transitions.npy` holds what the network learned of the order of tags (`models.chain`).
     gazetteer: types of the terms in `gazetteer.json`, in the order of the bits of the input `gazetteer`.
     propensities: chance that a position is looked at, from position 1 on, by which clicks were weighed in training.
@@ -132,6 +133,7 @@ class Contents(_Part):
     has_transitions: bool = False
     gazetteer: tuple[str, ...] | None = None
     features: tuple[str, ...] | None = None
+    relative: tuple[str, ...] = ()
     text: TextSettings | None = None
     pair_features: PairFeatures | None = None
     pair_text: PairText | None = None

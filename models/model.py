@@ -11,17 +11,20 @@ from models.pairs import PairEncoder
 from models.ranking import RankingModel
 from models.tagging import TaggingModel
 from models.text import NgramEncoder, SubwordEncoder
+from models.text_cache import TextCache
 
 TOKENIZER = "tokenizer.json"
 
 Model = IntentModel | TaggingModel | RankingModel
 
 
-def open_model(directory: Path, contents: Contents) -> Model:
-    """Open the model that `contents` describes; `directory` holds its tokenizer or feature statistics."""
+def open_model(directory: Path, contents: Contents, texts: TextCache | None = None) -> Model:
+    """Open the model that `contents` describes; `directory` holds its tokenizer or feature statistics.
+
+    texts: where a model that computes features of texts keeps what it knows of them (None: for itself).
+    """
     if contents.family == "ranking":
-        featurizer = None if contents.pair_features is None else PairFeaturizer.load(directory, contents.pair_features)
-        return RankingModel(contents, featurizer, _pairs(directory, contents))
+        return RankingModel(contents, _featurizer(directory, contents, texts), _pairs(directory, contents))
     if isinstance(contents.text, NgramText):
         return IntentModel(contents, NgramEncoder(contents.text))
     if contents.text is None:
@@ -30,6 +33,12 @@ def open_model(directory: Path, contents: Contents) -> Model:
     if contents.family == "tagging":
         return TaggingModel.open(directory, contents, encoder)
     return IntentModel(contents, encoder)
+
+
+def _featurizer(directory: Path, contents: Contents, texts: TextCache | None) -> PairFeaturizer | None:
+    if contents.pair_features is None:
+        return None
+    return PairFeaturizer.load(directory, contents.pair_features, texts=texts)
 
 
 def _pairs(directory: Path, contents: Contents) -> PairEncoder | None:

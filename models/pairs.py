@@ -27,6 +27,8 @@ class PairEncoder:
 
     def __init__(self, tokenizer_json: Path, max_tokens: int, pad: int, *, is_apart: bool = False) -> None:
         self._tokenizer = open_tokenizer(tokenizer_json)
+        self.n_ids: int = self._tokenizer.get_vocab_size()
+        """Numbers that `input_ids` may hold, from 0."""
         self._is_apart = is_apart
         self._max_tokens = max_tokens
         self._pad = pad
@@ -89,10 +91,13 @@ def trimmed(encoded: Encoded, rows: NDArray[np.int64]) -> Encoded:
     return Encoded({name: array[rows, :longest] for name, array in encoded.arrays.items()})
 
 
-def blocks(encoded: Encoded, n_rows: int) -> list[NDArray[np.int64]]:
-    """Documents of a list in blocks of at most `n_rows`, of like length: padding within a list is wasted work."""
+def blocks(encoded: Encoded, n_rows: int, *, in_order: bool = False) -> list[NDArray[np.int64]]:
+    """Documents of a list in blocks of at most `n_rows`, of like length: padding within a list is wasted work.
+
+    in_order: as they come instead, for those who may not get to the end.
+    """
     lengths_D = encoded.arrays["attention_mask"].sum(axis=1)
-    order_D = np.argsort(lengths_D, kind="stable")
+    order_D = np.arange(len(lengths_D)) if in_order else np.argsort(lengths_D, kind="stable")
     return np.split(order_D, range(n_rows, len(order_D), n_rows))
 
 

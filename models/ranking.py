@@ -12,10 +12,12 @@ from models.answers import Ranked
 from models.batch import Arrays, Encoded
 from models.errors import InputError
 from models.features import PairFeaturizer
+from models.in_list import places_in_list, relative_name
 from models.manifest import Contents
 from models.pairs import PairEncoder, blocks
 
-_PAIRS_A_BLOCK = 16
+PAIRS_A_BLOCK = 16
+"""Pairs of texts that are scored at once."""
 _MOST_ATTENDED = 2_000
 """Documents of a list that all read each other: with four heads their weights take 64 MB."""
 
@@ -106,6 +108,7 @@ class RankingModel:
     """Turns a request into what `model.onnx` scores, and scores into an order.
 
     featurizer: computes the first features from the texts. pairs: reads query and texts as tokens, without features.
+    n_ids: tokens that those can tell apart, numbered from 0.
     """
 
     def __init__(
@@ -113,11 +116,16 @@ class RankingModel:
     ) -> None:
         self._names = contents.features or ()
         self._columns = {name: column for column, name in enumerate(self._names)}
-        self._featurizer = featurizer
+        self.featurizer = featurizer
         # A bundle of an earlier version may have fewer computed features.
         computed = () if featurizer is None else featurizer.names
         self._computed = {name: place for place, name in enumerate(computed) if name in self._columns}
+        self._relative = frozenset(map(relative_name, contents.relative))
+        # The last columns, in the order of the features that they are relative to.
+        self._based_on = np.array([self._columns[name] for name in contents.relative], dtype=np.int64)
+        self.sent = sent_features(contents)
         self._pairs = pairs
+        self.n_ids = 0 if pairs is None else pairs.n_ids
         self._places_of: dict[tuple[str, ...], NDArray[np.int64]] = {}
         self._has_mask = any(spec.name == "mask" for spec in contents.signature.inputs)
 
@@ -128,37 +136,34 @@ class RankingModel:
         or `input_ids` and `attention_mask` int64 [D, T] of every pair.
         """
         if self._pairs is not None:
-            for name in (*request.query_features, *request.features):
-                self._column(name)
+            self.expect_known(request)
             return self._pairs.encode(request.text, _texts(request))
         matrix_DF = self._matrix(request)
-        if self._featurizer is not None:
-            pairs_DF = self._featurizer.transform(request.text, _texts(request))
+        if self.featurizer is not None:
+            pairs_DF = self.featurizer.transform(request.text, _texts(request))
             for name, place in self._computed.items():
                 matrix_DF[:, self._columns[name]] = pairs_DF[:, place]
+        if self._relative:
+            matrix_DF[:, -len(self._based_on) :] = places_in_list(matrix_DF[:, self._based_on])
         if self._has_mask:
-            if len(matrix_DF) > _MOST_ATTENDED:
-                raise InputError(
-                    f"a model that reads the whole list takes at most {_MOST_ATTENDED} candidates, got "
-                    f"{len(matrix_DF)}; let a phase before it keep fewer",
-                    field="candidates",
-                )
+            check_attended(len(matrix_DF))
             return Encoded({"features": matrix_DF, "mask": np.ones(len(matrix_DF), dtype=np.float32)})
         return Encoded({"features": matrix_DF})
 
-    @property
-    def sent(self) -> tuple[str, ...]:
-        """Names of the features that a caller may send: all but those computed from the texts."""
-        return tuple(name for name in self._names if name not in self._computed)
+    def expect_known(self, request: RankRequest) -> None:
+        """Expect features that the model knows; InputError names one that it does not."""
+        for name in (*request.query_features, *request.features):
+            self._column(name)
 
-    def blocks(self, encoded: Encoded) -> list[NDArray[np.int64]]:
+    def blocks(self, encoded: Encoded, *, in_order: bool = False) -> list[NDArray[np.int64]]:
         """Rows of an encoded request that may be scored apart from each other, to the same scores.
 
-        Pairs of like length together, where a model reads tokens; everything at once where it reads features.
+        Pairs of like length together, or `in_order`, where a model reads tokens; everything at once where it reads
+        features.
         """
         if self._pairs is None:
             return [np.arange(encoded.length)]
-        return blocks(encoded, _PAIRS_A_BLOCK)
+        return blocks(encoded, PAIRS_A_BLOCK, in_order=in_order)
 
     def decode(self, request: RankRequest, _encoded: Encoded, outputs: Arrays) -> tuple[Ranked, ...]:
         """Order candidates by falling score; equal scores keep the order they came in."""
@@ -167,7 +172,7 @@ class RankingModel:
     def _matrix(self, request: RankRequest) -> NDArray[np.float32]:
         """Features [D, F] as they were sent; a request's own matrix where it has every column in its place."""
         table = request.features
-        if isinstance(table, Table) and table.names == self._names and not self._computed:
+        if isinstance(table, Table) and table.names == self._names and not self._computed and not self._relative:
             for name in request.query_features:
                 self._column(name)
             return np.ascontiguousarray(table.matrix)
@@ -204,7 +209,29 @@ class RankingModel:
             raise InputError(
                 f"{name!r} is computed from the texts, it cannot be sent; leave it out", field=f"features.{name}"
             )
+        if name in self._relative:
+            raise InputError(
+                f"{name!r} is computed from the list, it cannot be sent; leave it out", field=f"features.{name}"
+            )
         return column
+
+
+def sent_features(contents: Contents) -> tuple[str, ...]:
+    """Names of the features that a caller sends: all but those computed from the texts or from the list."""
+    computed = {relative_name(name) for name in contents.relative}
+    if contents.pair_features is not None:
+        computed.update(PairFeaturizer.names)
+    return tuple(name for name in contents.features or () if name not in computed)
+
+
+def check_attended(n: int) -> None:
+    """Refuse a list that is too long for a model whose documents all read each other; InputError."""
+    if n > _MOST_ATTENDED:
+        raise InputError(
+            f"a model that reads the whole list takes at most {_MOST_ATTENDED} candidates, got {n}; let a phase before "
+            "it keep fewer",
+            field="candidates",
+        )
 
 
 def ranked(ids: Sequence[str], scores_D: NDArray[np.float64]) -> tuple[Ranked, ...]:

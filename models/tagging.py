@@ -38,7 +38,8 @@ class Span:
 class TaggingModel:
     """Turns a text into tokens for `model.onnx`, and its outputs `tag_logits` [T, K] into entities.
 
-    A joint model also gives `intent_logits` [C]; its intent is then part of the reading.
+    A joint model also gives `intent_logits` [C]; its intent is then part of the reading. n_ids: tokens it can tell
+    apart, numbered from 0.
     """
 
     def __init__(
@@ -54,6 +55,7 @@ class TaggingModel:
         self._labels = contents.labels
         self._temperature = contents.calibration.temperature
         self._encoder = encoder
+        self.n_ids = encoder.n_ids
         self._chain = chain or TagChain(contents.tags)
         self._gazetteer = gazetteer
 

@@ -118,6 +118,8 @@ class NgramEncoder:
 
     def __init__(self, settings: NgramText) -> None:
         self._settings = settings
+        self.n_ids = settings.n_buckets + 1
+        """Numbers that `ngram_ids` may hold, from 0: the buckets, and the one that pads."""
 
     def encode(self, text: str) -> Encoded:
         """Encode one text; InputError beyond MAX_NGRAM_CHARACTERS."""
@@ -153,6 +155,8 @@ class SubwordEncoder:
 
     def __init__(self, tokenizer_json: Path, max_tokens: int, max_windows: int = 1) -> None:
         self._tokenizer = open_tokenizer(tokenizer_json)
+        self.n_ids: int = self._tokenizer.get_vocab_size()
+        """Numbers that `input_ids` may hold, from 0."""
         self._max_tokens = max_tokens
         self._max_windows = max_windows
 
@@ -248,8 +252,8 @@ class SubwordEncoder:
 
 
 def _token_arrays(encoding: Encoding) -> dict[str, NDArray[np.int64]]:
-    input_ids = np.array(encoding.ids, dtype=np.int64)
-    return {"input_ids": input_ids, "attention_mask": np.ones_like(input_ids)}
+    ids = encoding.ids
+    return {"input_ids": np.array(ids, dtype=np.int64), "attention_mask": np.array([1] * len(ids), dtype=np.int64)}
 
 
 def _align(encoding: Encoding, words: Sequence[Word]) -> tuple[list[int], list[int]]:

@@ -155,3 +155,8 @@ class Report(_Part):
     def served(self) -> Variant:
         """The variant that gateways serve."""
         return self.variants[self.served_variant]
+
+    @property
+    def known_by(self) -> str:
+        """The split that a model is known by: test, or valid where there is no test."""
+        return "test" if "test" in self.served.quality else "valid"

@@ -5,14 +5,18 @@ from __future__ import annotations
 import os
 import tempfile
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from _typeshed import ReadableBuffer
 
 
-def replace(path: Path, text: str) -> None:
+def replace(path: Path, content: str | ReadableBuffer) -> None:
     """Write aside, flush, rename: a reader sees the old file or the new one, never half of either."""
-    with tempfile.NamedTemporaryFile("w", prefix=".", dir=path.parent, delete=False, encoding="utf-8") as file:
+    with tempfile.NamedTemporaryFile("wb", prefix=".", dir=path.parent, delete=False) as file:
         aside = Path(file.name)
         try:
-            file.write(text)
+            file.write(content.encode() if isinstance(content, str) else content)
             file.flush()
             os.fsync(file.fileno())
             aside.chmod(0o644)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,10 +22,9 @@ from numpy.typing import NDArray
 from models.answers import Understanding, to_json
 from models.batch import Arrays, Encoded, collate, split
 from models.errors import InputError
-from models.features import PairFeaturizer
 from models.intent import IntentModel
 from models.model import open_model
-from models.ranking import RankingModel, RankRequest
+from models.ranking import RankingModel, RankRequest, sent_features
 from models.session import OnnxSession
 from models.tagging import TaggingModel
 from registry import golden
@@ -73,7 +72,7 @@ def signature(bundle: Bundle) -> ModelSignature:
         pairs = bundle.manifest.reads_texts
         ids = [_column_spec(name, "any", required=False) for name in ("query_id", "id")]
         texts = [_column_spec(name, "string", required=pairs) for name in ("query", "text")]
-        features = [_column_spec(name, "any", required=False) for name in _sent_features(bundle)]
+        features = [_column_spec(name, "any", required=False) for name in sent_features(bundle.manifest)]
         inputs, outputs = (
             [*ids, *texts, *features],
             [*ids, _column_spec("score", "double"), _column_spec("rank", "long")],
@@ -123,7 +122,7 @@ def input_example(bundle: Bundle) -> pd.DataFrame:
     columns: dict[str, Any] = {"query_id": ["q1"] * n_rows, "id": list(request.ids[:n_rows])}
     if request.texts is not None:
         columns |= {"query": [request.text] * n_rows, "text": list(request.texts[:n_rows])}
-    for name in _sent_features(bundle):
+    for name in sent_features(bundle.manifest):
         constant = request.query_features.get(name, np.nan)
         columns[name] = request.features.get(name, np.full(n_rows, constant))[:n_rows].astype(np.float64)
     return pd.DataFrame(columns)
@@ -167,7 +166,7 @@ class RankyardModel:
         return pd.DataFrame(answers, columns=["query", "intent", "entities", "models"], index=frame.index)
 
     def _rank(self, frame: pd.DataFrame, model: RankingModel) -> pd.DataFrame:
-        known = set(_sent_features(self.bundle))
+        known = set(sent_features(self.bundle.manifest))
         if unknown := [str(name) for name in frame.columns if name not in known and name not in _ID_COLUMNS]:
             raise InputError(f"a column must be {', '.join(_ID_COLUMNS)} or a feature, got {unknown}; leave it out")
         columns = {name: _column(frame, name) for name in frame.columns if name in known}
@@ -206,14 +205,6 @@ def _load_pyfunc(path: str) -> RankyardModel:
         return RankyardModel(bundle, bundle.manifest.name)
     registered = yaml.safe_load(registered_as.read_text(encoding="utf-8"))
     return RankyardModel(bundle, f"{registered['model_name']}/{registered['model_version']}")
-
-
-def _sent_features(bundle: Bundle) -> Sequence[str]:
-    """Features that callers send: all but those computed from the texts."""
-    names = bundle.manifest.features or ()
-    if bundle.manifest.pair_features is None:
-        return names
-    return [name for name in names if name not in PairFeaturizer.names]
 
 
 def _lists(frame: pd.DataFrame) -> list[NDArray[np.int64]]:

@@ -17,9 +17,9 @@ from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
 
 from models.bootstrap import paired_difference
 from models.config import Config
-from models.features import PairFeaturizer
 from models.manifest import Contents
 from models.metrics import Ratio
+from models.ranking import sent_features
 from registry.bundle import Bundle
 from registry.evaluation import Report
 from registry.predictions import Predictions
@@ -172,7 +172,7 @@ def _compared(
 
 
 def _minimum(minimum: Mapping[str, float], report: Report) -> Iterator[Gate]:
-    quality = report.served.quality.get("test") or report.served.quality.get("valid")
+    quality = report.served.quality.get(report.known_by)
     metrics = quality.metrics if quality else {}
     for metric, floor in minimum.items():
         if metric in metrics:
@@ -270,7 +270,7 @@ def _signature(candidate: Contents, champion: Contents | None) -> Gate:
     if champion is None:
         return Gate("signature", None, 0, True, _NO_CHAMPION)
     breaches = list(_breaches(candidate, champion))
-    dropped = sorted(set(_sent(champion)) - set(_sent(candidate)))
+    dropped = sorted(set(sent_features(champion)) - set(sent_features(candidate)))
     detail = "; ".join(breaches) or "answers all that the champion answers, and asks for nothing more"
     if dropped:
         detail += f"; does not take {', '.join(dropped)} any more, stop sending it"
@@ -285,7 +285,7 @@ def _breaches(candidate: Contents, champion: Contents) -> Iterator[str]:
         yield f"does not know the labels {', '.join(lost)}" if candidate.labels else "does not answer the intent"
     if lost := sorted(_types(champion) - _types(candidate)):
         yield f"does not know the entities {', '.join(lost)}" if candidate.tags else "does not answer the entities"
-    if new := sorted(set(_sent(candidate)) - set(_sent(champion))):
+    if new := sorted(set(sent_features(candidate)) - set(sent_features(champion))):
         yield f"takes the features {', '.join(new)}, which nobody sends to the champion"
     if candidate.reads_texts and not champion.reads_texts:
         yield "needs a text with every candidate, which the champion does not"
@@ -293,11 +293,3 @@ def _breaches(candidate: Contents, champion: Contents) -> Iterator[str]:
 
 def _types(contents: Contents) -> set[str]:
     return {tag.partition("-")[2] for tag in contents.tags or () if "-" in tag}
-
-
-def _sent(contents: Contents) -> tuple[str, ...]:
-    """Features that callers send: all but those computed from texts."""
-    features = contents.features or ()
-    if contents.pair_features is None:
-        return features
-    return tuple(name for name in features if name not in PairFeaturizer.names)

@@ -69,17 +69,19 @@ def read(bundle: Bundle) -> tuple[GoldenRow, ...]:
     return rows
 
 
-def check(bundle: Bundle, variant: str, run: Run) -> None:
+def check(bundle: Bundle, variant: str, run: Run, tolerance: float | None = None) -> None:
     """Prove that `run` answers every golden row as `variant` did, no output further off than the manifest tolerates.
 
-    ParityError names the row, the output and the largest difference.
+    tolerance: another one than the variant's, where it runs in another precision. ParityError names the row, the output
+    and the largest difference.
     """
+    tolerance = bundle.manifest.tolerance_of(variant) if tolerance is None else tolerance
     for index, row in enumerate(read(bundle)):
         where = f"golden row {index} of {bundle.path}"
         if variant not in row.outputs:
             raise BundleError(f"{where} must have outputs of the variant {variant}, it has {sorted(row.outputs)}")
         found = _alone(row.encoded, bundle.manifest.signature, run)
-        _compare(where, "output", row.outputs[variant], found, bundle.manifest.tolerance_of(variant))
+        _compare(where, "output", row.outputs[variant], found, tolerance)
 
 
 def check_encoding(bundle: Bundle, encode: Callable[[Any], Encoded]) -> None:

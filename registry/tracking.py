@@ -360,10 +360,9 @@ def _version(version: ModelVersion) -> Version:
 
 
 def _judged(report: Report) -> tuple[str, Mapping[str, float]]:
-    """The split that a model is known by, and its metrics there: test, or valid where there is no test."""
-    split = "test" if "test" in report.served.quality else "valid"
-    quality = report.served.quality.get(split)
-    return split, {} if quality is None else quality.metrics
+    """The split that a model is known by, and its metrics there."""
+    quality = report.served.quality.get(report.known_by)
+    return report.known_by, {} if quality is None else quality.metrics
 
 
 def _version_tags(bundle: Bundle, report: Report) -> dict[str, str]:

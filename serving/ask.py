@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from pathlib import Path
 from typing import Any
 
 from models.answers import Ranking, Understanding, to_json
@@ -14,12 +15,12 @@ _DEADLINE_MS = 30_000.0
 """The most that a gateway allows by default: nobody else waits here, a cold answer may take its time."""
 
 
-def ask(url: str, lines: Iterable[str]) -> Iterator[dict[str, Any]]:
+def ask(url: str, lines: Iterable[str], ca_file: Path | None = None) -> Iterator[dict[str, Any]]:
     """Answer every line: the JSON body of POST /v1/rank where it begins with a brace, a query otherwise.
 
     A bad line gives `{"error": {...}}` in its place; a gateway that cannot answer ends it with an error.
     """
-    with Client(url, deadline_ms=_DEADLINE_MS) as client:
+    with Client(url, deadline_ms=_DEADLINE_MS, ca_file=ca_file) as client:
         for line in lines:
             try:
                 yield to_json(_answer(client, line))

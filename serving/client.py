@@ -8,125 +8,42 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Coroutine
+from functools import wraps
+from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Concatenate, ParamSpec, Self
 
 import httpcore
 
-from models.answers import Ranking, Understanding
-from models.errors import DeadlineError, RankyardError, UnavailableError
-from serving.calls import DEFAULT_DEADLINE_MS, Contract, Received, Retries, Send, Steps, T
-from serving.gateway import wire
+from models.errors import DeadlineError, InputError, RankyardError, UnavailableError
+from serving import tls
+from serving.calls import DEFAULT_DEADLINE_MS, Calls, T
+from serving.exchange import Received, Retries, Send
+
+P = ParamSpec("P")
 
 _N_CONNECTIONS = 100
 _KEPT_S = 60.0
 """How long an idle connection is kept; a gateway closes its own after 75 s."""
-_FAILED = (httpcore.NetworkError, httpcore.ProtocolError)
+_FAILED = (httpcore.TimeoutException, httpcore.NetworkError, httpcore.ProtocolError)
 
 
-class Client:
-    """Waits for answers; may be shared by threads. Use it as a context, or `close` it.
+class AsyncClient(Calls):
+    """For one event loop: every call is awaited. Use it as a context, or `close` it.
 
-    deadline_ms: how long a call may take, retries included, where it does not say so itself; the gateway is told of it,
-    and drops work that nobody waits for any more. Every call raises a `models.errors.RankyardError`: the gateway's own,
-    DeadlineError when time is up, UnavailableError when nobody answers.
+    ca_file: certificates, in PEM, of who may sign for an https gateway (None: those that everybody trusts).
     """
 
-    def __init__(self, url: str, *, deadline_ms: float = DEFAULT_DEADLINE_MS, retries: Retries | None = None) -> None:
-        self._contract = Contract(url, deadline_ms, retries or Retries())
-        self._pool = httpcore.ConnectionPool(
-            max_connections=_N_CONNECTIONS, max_keepalive_connections=_N_CONNECTIONS, keepalive_expiry=_KEPT_S
-        )
-
-    def understand(self, query: str, *, deadline_ms: float | None = None) -> Understanding:
-        """Read one query's intent and entities."""
-        return self._carry_out(self._contract.understand(query, deadline_ms))
-
-    def understand_several(
-        self, queries: Sequence[str], *, deadline_ms: float | None = None
-    ) -> list[Understanding | RankyardError]:
-        """Read queries in one request; a bad one gives its error in its place."""
-        return self._carry_out(self._contract.understand_several(queries, deadline_ms))
-
-    def rank(self, request: wire.RankRequest, *, deadline_ms: float | None = None) -> Ranking:
-        """Order candidates."""
-        return self._carry_out(self._contract.rank(request, deadline_ms))
-
-    def models(self, *, deadline_ms: float | None = None) -> list[wire.ModelAnswer]:
-        """Give what the gateway serves."""
-        return self._carry_out(self._contract.models(deadline_ms))
-
-    def is_ready(self, *, deadline_ms: float | None = None) -> bool:
-        """Whether the gateway takes requests now."""
-        return self._carry_out(self._contract.ready(deadline_ms))
-
-    def close(self) -> None:
-        """Close the connections."""
-        self._pool.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        self.close()
-
-    def _carry_out(self, steps: Steps[T]) -> T:
-        outcome: Received | RankyardError | None = None
-        while True:
-            try:
-                step = steps.send(outcome)
-            except StopIteration as done:
-                answer: T = done.value
-                return answer
-            if isinstance(step, Send):
-                outcome = self._send(step)
-            else:
-                time.sleep(step)
-                outcome = None
-
-    def _send(self, step: Send) -> Received | RankyardError:
-        url = self._contract.url
-        try:
-            return _received(self._pool.request(_method(step), url + step.path, **_arguments(step)))
-        except (httpcore.TimeoutException, *_FAILED) as error:
-            return _translated(error, url)
-
-
-class AsyncClient:
-    """As `Client`, for one event loop: the same calls, awaited."""
-
-    def __init__(self, url: str, *, deadline_ms: float = DEFAULT_DEADLINE_MS, retries: Retries | None = None) -> None:
-        self._contract = Contract(url, deadline_ms, retries or Retries())
-        self._pool = httpcore.AsyncConnectionPool(
-            max_connections=_N_CONNECTIONS, max_keepalive_connections=_N_CONNECTIONS, keepalive_expiry=_KEPT_S
-        )
-
-    async def understand(self, query: str, *, deadline_ms: float | None = None) -> Understanding:
-        """Read one query's intent and entities."""
-        return await self._carry_out(self._contract.understand(query, deadline_ms))
-
-    async def understand_several(
-        self, queries: Sequence[str], *, deadline_ms: float | None = None
-    ) -> list[Understanding | RankyardError]:
-        """Read queries in one request; a bad one gives its error in its place."""
-        return await self._carry_out(self._contract.understand_several(queries, deadline_ms))
-
-    async def rank(self, request: wire.RankRequest, *, deadline_ms: float | None = None) -> Ranking:
-        """Order candidates."""
-        return await self._carry_out(self._contract.rank(request, deadline_ms))
-
-    async def models(self, *, deadline_ms: float | None = None) -> list[wire.ModelAnswer]:
-        """Give what the gateway serves."""
-        return await self._carry_out(self._contract.models(deadline_ms))
-
-    async def is_ready(self, *, deadline_ms: float | None = None) -> bool:
-        """Whether the gateway takes requests now."""
-        return await self._carry_out(self._contract.ready(deadline_ms))
-
-    async def close(self) -> None:
-        """Close the connections."""
-        await self._pool.aclose()
+    def __init__(
+        self,
+        url: str,
+        *,
+        deadline_ms: float = DEFAULT_DEADLINE_MS,
+        retries: Retries | None = None,
+        ca_file: Path | None = None,
+    ) -> None:
+        super().__init__(url, _Awaiting(httpcore.AsyncConnectionPool(**_pool(url, ca_file))), deadline_ms, retries)
 
     async def __aenter__(self) -> Self:
         return self
@@ -136,35 +53,108 @@ class AsyncClient:
     ) -> None:
         await self.close()
 
-    async def _carry_out(self, steps: Steps[T]) -> T:
-        outcome: Received | RankyardError | None = None
-        while True:
-            try:
-                step = steps.send(outcome)
-            except StopIteration as done:
-                answer: T = done.value
-                return answer
-            if isinstance(step, Send):
-                outcome = await self._send(step)
-            else:
-                await asyncio.sleep(step)
-                outcome = None
 
-    async def _send(self, step: Send) -> Received | RankyardError:
-        url = self._contract.url
+def _waiting(call: Callable[Concatenate[Calls, P], Coroutine[Any, Any, T]]) -> Callable[Concatenate[Client, P], T]:
+    """Make a method that waits of one that is awaited: over a transport that blocks it runs to its end at once."""
+
+    @wraps(call)
+    def wait(client: Client, /, *args: P.args, **kwargs: P.kwargs) -> T:
         try:
-            return _received(await self._pool.request(_method(step), url + step.path, **_arguments(step)))
-        except (httpcore.TimeoutException, *_FAILED) as error:
+            call(client._calls, *args, **kwargs).send(None)
+        except StopIteration as done:
+            answer: T = done.value
+            return answer
+        raise AssertionError  # a blocking transport suspends nothing
+
+    return wait
+
+
+class Client:
+    """As `AsyncClient`, with calls that wait for their answers; may be shared by threads."""
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        deadline_ms: float = DEFAULT_DEADLINE_MS,
+        retries: Retries | None = None,
+        ca_file: Path | None = None,
+    ) -> None:
+        self._calls = Calls(url, _Waiting(httpcore.ConnectionPool(**_pool(url, ca_file))), deadline_ms, retries)
+
+    understand = _waiting(Calls.understand)
+    understand_several = _waiting(Calls.understand_several)
+    rank = _waiting(Calls.rank)
+    rank_table = _waiting(Calls.rank_table)
+    score = _waiting(Calls.score)
+    models = _waiting(Calls.models)
+    is_ready = _waiting(Calls.is_ready)
+    post = _waiting(Calls.post)
+    close = _waiting(Calls.close)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self.close()
+
+
+class _Awaiting:
+    """Suspends while bytes are on their way."""
+
+    def __init__(self, pool: httpcore.AsyncConnectionPool) -> None:
+        self._pool = pool
+
+    async def send(self, url: str, step: Send) -> Received | RankyardError:
+        try:
+            return _received(await self._pool.request(**_request(url, step)))
+        except _FAILED as error:
             return _translated(error, url)
 
+    async def pause(self, seconds: float) -> None:
+        await asyncio.sleep(seconds)
 
-def _method(step: Send) -> str:
-    return "GET" if step.body is None else "POST"
+    async def close(self) -> None:
+        await self._pool.aclose()
 
 
-def _arguments(step: Send) -> dict[str, Any]:
+class _Waiting:
+    """Blocks while bytes are on their way."""
+
+    def __init__(self, pool: httpcore.ConnectionPool) -> None:
+        self._pool = pool
+
+    async def send(self, url: str, step: Send) -> Received | RankyardError:
+        try:
+            return _received(self._pool.request(**_request(url, step)))
+        except _FAILED as error:
+            return _translated(error, url)
+
+    async def pause(self, seconds: float) -> None:
+        time.sleep(seconds)
+
+    async def close(self) -> None:
+        self._pool.close()
+
+
+def _pool(url: str, ca_file: Path | None) -> dict[str, Any]:
+    return {
+        "ssl_context": tls.context(url, ca_file),
+        "max_connections": _N_CONNECTIONS,
+        "max_keepalive_connections": _N_CONNECTIONS,
+        "keepalive_expiry": _KEPT_S,
+    }
+
+
+def _request(url: str, step: Send) -> dict[str, Any]:
     timeouts = dict.fromkeys(("pool", "connect", "write", "read"), step.timeout_s)
-    return {"headers": list(step.headers), "content": step.body, "extensions": {"timeout": timeouts}}
+    return {
+        "method": "GET" if step.body is None else "POST",
+        "url": url + step.path,
+        "headers": list(step.headers),
+        "content": step.body,
+        "extensions": {"timeout": timeouts},
+    }
 
 
 def _received(response: httpcore.Response) -> Received:
@@ -176,4 +166,8 @@ def _translated(error: Exception, url: str) -> RankyardError:
     if isinstance(error, httpcore.TimeoutException):
         return DeadlineError(f"{url} must answer before the call's deadline, it did not; allow more time or send less")
     reason = f"{error}" or type(error).__name__
+    if "CERTIFICATE_VERIFY_FAILED" in reason:
+        return InputError(
+            f"{url} must show a certificate that is trusted here, got: {reason}; name who signed it with ca_file"
+        )
     return UnavailableError(f"a gateway must answer on {url}, got: {reason}; start one with `rankyard serve`")

@@ -40,10 +40,10 @@ def tiny_bundle(directory: Path, family: str = "intent", **changes: Any) -> Bund
     variant), `quality` (a field of `measured`, such as `{"share_right": 0.5}`), and any field of the manifest (`name`,
     `labels`, `features`, `tolerance`, ...).
     """
-    contents = _intent(changes) if family == "intent" else _ranking(changes)
+    contents = _intent(changes) if family == "intent" else ranking_contents(changes)
     weights, int8, quality = changes.pop("weights", None), changes.pop("int8", False), changes.pop("quality", {})
     with bundle.draft(directory) as draft:
-        graph = _intent_graph if family == "intent" else _ranking_graph
+        graph = _intent_graph if family == "intent" else ranking_graph
         onnx.save(graph(contents, weights, int8=False), draft / MODEL)
         runs = {"float32": OnnxSession(draft / MODEL).run}
         if int8:
@@ -144,7 +144,7 @@ def _intent(changes: dict[str, Any]) -> Contents:
     )
 
 
-def _ranking(changes: dict[str, Any]) -> Contents:
+def ranking_contents(changes: dict[str, Any]) -> Contents:
     features = changes.pop("features", FEATURES)
     return Contents(
         family="ranking",
@@ -181,7 +181,7 @@ def _intent_graph(contents: Contents, weights: np.ndarray | None, *, int8: bool)
     return _model(contents, nodes, stored)
 
 
-def _ranking_graph(contents: Contents, weights: np.ndarray | None, *, int8: bool) -> onnx.ModelProto:
+def ranking_graph(contents: Contents, weights: np.ndarray | None, *, int8: bool) -> onnx.ModelProto:
     n_features = len(contents.features or ())
     if weights is None:
         weights = np.array([-0.01, 1.0] + [0.1] * n_features, dtype=np.float32)[:n_features]

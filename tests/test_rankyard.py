@@ -1,5 +1,6 @@
 """The command line as a person meets it: exit statuses, one sentence for every refusal, JSON on request."""
 
+import errno
 import json
 import os
 import signal
@@ -9,6 +10,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import NoReturn
 
 import numpy as np
 import pyarrow as pa
@@ -160,6 +162,11 @@ def test_a_port_in_use_is_refused(run: Run, tmp_path: Path) -> None:
         refused(run("serve", "--port", taken.getsockname()[1]), "port")
 
 
+@pytest.mark.parametrize("host", ["192.0.2.1", "2001:db8::1", "nowhere.invalid"])  # RFC 5737, 3849, 6761: nobody's
+def test_a_host_that_is_not_this_machine_is_refused(run: Run, host: str) -> None:
+    refused(run("serve", "--host", host, "--port", 0), f"an address of this machine, got {host} (", "give --host")
+
+
 def test_a_gateway_without_a_champion_is_refused(run: Run) -> None:
     refused(run("serve", "--port", 0), "promote")
 
@@ -275,6 +282,44 @@ def test_ctrl_c_ends_a_training_with_one_line_and_no_version(tmp_path: Path) -> 
     assert not list((tmp_path / "workspace" / "bundles").glob("*"))
 
 
+def test_an_ui_without_a_port_of_its_own_is_refused(run: Run) -> None:
+    refused(run("ui", "--port", "99999"), "from 0 to 65535, got 99999")
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        refused(run("ui", "--port", str(port)), f"127.0.0.1:{port} cannot be taken")
+
+
+def test_ctrl_c_within_a_finalizer_is_not_lost() -> None:
+    class Interrupted:
+        def __del__(self) -> None:
+            raise KeyboardInterrupt
+
+    def interrupted() -> None:
+        Interrupted()
+        time.sleep(5)
+
+    with rankyard.ctrl_c_kept(), pytest.raises(KeyboardInterrupt):
+        interrupted()
+
+
+def test_a_disk_that_fills_up_anywhere_is_one_sentence(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = str(tmp_path / "train.lock")
+
+    def lock(*_: object) -> NoReturn:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), file)
+
+    monkeypatch.setattr(Workspace, "lock", lock)
+    data = write(tmp_path / "data", GOOD)
+    status, out, err = run("train", "intent", "--config", "intent_linear", "--data", data)
+    assert (status, out) == (2, "")
+    assert err.splitlines()[-1] == (
+        f"rankyard: every file of this command must fit on its disk, which must let it be written, got {file} "
+        "(No space left on device); free some space or name another place"
+    )
+
+
 def test_parquet_with_a_text_where_a_number_belongs_is_refused(run: Run, tmp_path: Path) -> None:
     data = write(tmp_path / "data", {})
     table = pa.table({"query_id": ["a", "a"], "doc_id": ["1", "2"], "label": [0, 1], "price": ["x", "y"]})
@@ -299,3 +344,12 @@ def test_check_finds_a_workspace_whose_bundle_was_changed(run: Run, tmp_path: Pa
     np.savez(bundle.path / "predictions.npz", a=np.zeros(1))
     status, out, _ = run("check", "workspace", "--json")
     assert (status, json.loads(out)["ok"]) == (1, False)
+
+
+def test_a_published_model_answers_without_mlflow(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "mlflow", None)
+    bundle = tiny_bundle(tmp_path / "bundles")
+    publish(Workspace(tmp_path / ".rankyard").deployment, "shop", {"champion": Published("3", bundle)})
+    status, out, err = run("predict", "shop@champion", "red shoes")
+    assert (status, err) == (0, "")
+    assert json.loads(out)["models"] == {"intent": "shop/3"}

@@ -1,5 +1,6 @@
 """The README's commands, run as they stand there, in an empty directory."""
 
+import json
 import re
 import shlex
 import subprocess
@@ -44,10 +45,16 @@ def test_every_shipped_configuration_is_described() -> None:
     assert [name for name in shipped() if f"`{name}`" not in README] == []
 
 
-def test_the_results_table_is_what_the_studies_found() -> None:
+def test_the_results_tables_are_what_the_studies_found() -> None:
     command = [sys.executable, "-m", "experiments.report"]
     printed = subprocess.run(command, check=True, capture_output=True, text=True, cwd=ROOT).stdout
     assert printed.strip() in README
+
+
+def test_every_study_with_a_target_is_in_the_results_tables() -> None:
+    for path in (ROOT / "experiments").glob("*/results/*.json"):
+        if any(row["target"] is not None for row in json.loads(path.read_text()).get("rows", [])):
+            assert f"[{path.parts[-3]}](experiments/{path.parts[-3]})" in README
 
 
 def test_every_link_into_the_tree_leads_somewhere() -> None:

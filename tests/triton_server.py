@@ -1,18 +1,22 @@
 """A real Triton server for tests: one a session, on ports of its own, always ended."""
 
 import importlib.util
+import os
 import shutil
-from collections.abc import Sequence
+import signal
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
 
 from serving.runtime.protocol import ServedModel
-from serving.triton.config import TritonSettings
 from serving.triton.http import TritonHttp
 from serving.triton.repository import install
 from serving.triton.server import Running
+from serving.triton.settings import TritonSettings
 
 IS_INSTALLED = importlib.util.find_spec("pytriton") is not None or shutil.which("tritonserver") is not None
 needs_triton = pytest.mark.skipif(
@@ -35,6 +39,17 @@ class TritonServer:
     def http(self) -> TritonHttp:
         return TritonHttp(self.running.http)
 
+    @contextmanager
+    def hung(self) -> Iterator[None]:
+        """Stop the server's process, wait until the last of its threads stands still, and let it go on in the end."""
+        os.kill(self.running.pid, signal.SIGSTOP)
+        try:
+            while not all(map(_is_stopped, Path(f"/proc/{self.running.pid}/task").glob("*/stat"))):
+                time.sleep(0.001)
+            yield
+        finally:
+            os.kill(self.running.pid, signal.SIGCONT)
+
     def serve(self, models: Sequence[ServedModel], settings: TritonSettings | None = None) -> None:
         """Install models, each once: loading one takes a second."""
         for model in models:
@@ -42,3 +57,10 @@ class TritonServer:
                 settings = settings or TritonSettings(n_instances=1)
                 install(self.http, self.repository, model.name, model.version, model.bundle, settings)
                 self.installed[model.ref] = model.bundle.digest
+
+
+def _is_stopped(stat: Path) -> bool:
+    try:
+        return stat.read_text().rpartition(")")[2].split()[0] == "T"
+    except FileNotFoundError:  # a thread that ended meanwhile
+        return True

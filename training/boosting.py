@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from models.batch import Arrays, Encoded
 from models.errors import ConfigError, DataError
 from models.features import PairFeaturizer
+from models.in_list import relative_name
 from models.manifest import Contents, EncoderOrigin, PairFeatures, Signature, TensorSpec
 from models.ranking import RankingModel
 from registry.bundle import MODEL
@@ -97,11 +98,13 @@ def fit(config: BoostingConfig, splits: Splits[RankingRows], recorder: Recorder,
     train, valid = splits.train, splits.valid
     _check_labels(train, config)
     featurizer, encoder = _featurizer(config, train, recorder)
-    names = (*(featurizer.names if featurizer is not None else ()), *train.feature_names)
+    own = (*(featurizer.names if featurizer is not None else ()), *train.feature_names)
+    relative = relative_features(config, own)
+    names = (*own, *map(relative_name, relative))
     parameters = boosting_parameters(config, names, featurizer.rising if featurizer is not None else frozenset())
-    contents = _contents(config, names, encoder, train.propensities)
+    contents = _contents(config, names, relative, encoder, train.propensities)
     model = RankingModel(contents, featurizer)
-    columns = names if featurizer is None else None
+    columns = names if featurizer is None and not relative else None
     # Lists without a relevant document have no NDCG; XGBoost would count them 1.
     judged = valid.take(np.flatnonzero([labels_D.any() for labels_D in valid.labels]))
     as_gains = any(rows.clicks is not None for rows in (train, valid))
@@ -152,13 +155,36 @@ class Judged:
         return int(self.query_numbers[-1]) + 1
 
 
+def relative_features(config: BoostingConfig, names: Sequence[str]) -> tuple[str, ...]:
+    """Those of the features `names` of which the place in the list is a feature too.
+
+    ConfigError where the configuration names one that there is not, or a place would have the name of another feature.
+    """
+    chosen = config.model.relative_to_list
+    relative = tuple(names) if chosen == "all" else tuple(dict.fromkeys(chosen))
+    for number, name in enumerate(relative):
+        if name not in names:
+            raise ConfigError(
+                f"model.relative_to_list must name features of the training rows ({some(names)}) or be all, got "
+                f"{name!r}; correct or remove it",
+                field=f"model.relative_to_list[{number}]",
+            )
+        if relative_name(name) in names:
+            raise ConfigError(
+                f"{relative_name(name)} is the place of {name} in its list, the training rows have it too; rename it",
+                field="model.relative_to_list",
+            )
+    return relative
+
+
 def boosting_parameters(
     config: BoostingConfig, names: Sequence[str] = (), rising: frozenset[str] = frozenset()
 ) -> dict[str, Any]:
     """Give the parameters of `xgboost.train` that a configuration stands for.
 
     rising: those of the features `names` [F] with which a score must never fall, unless `training.monotone` says
-    otherwise. ConfigError where that names a feature that there is not.
+    otherwise. A feature's place in the list is held to the same, unless it is named itself. ConfigError where
+    `training.monotone` names a feature that there is not.
     """
     training = config.training
     parameters: dict[str, Any] = {
@@ -181,6 +207,7 @@ def boosting_parameters(
         "lambdarank_normalization": training.normalize,
     }
     signs = dict.fromkeys(rising, 1) | dict(training.monotone)
+    signs = {relative_name(name): sign for name, sign in signs.items()} | signs
     for name in training.monotone:
         if name not in names:
             close = difflib.get_close_matches(name, names, n=1)
@@ -275,6 +302,7 @@ def _featurizer(
 def _contents(
     config: BoostingConfig,
     names: tuple[str, ...],
+    relative: tuple[str, ...],
     encoder: EncoderOrigin | None,
     propensities: tuple[float, ...] | None,
 ) -> Contents:
@@ -287,6 +315,7 @@ def _contents(
             layout="concat",
         ),
         features=names,
+        relative=relative,
         pair_features=PairFeatures(max_tokens=model.max_tokens) if isinstance(model, PairsModel) else None,
         encoder=encoder,
         propensities=propensities,
@@ -299,7 +328,7 @@ def _features(
     """Give features [N, F] of all lists, as the code that encodes a request in the gateway makes them.
 
     names: the model's features [F] where every one of them is a number that was read: the lists are then one matrix
-    already. None, where texts become features: list by list.
+    already. None, where features are computed: list by list.
     """
     whole_NF = matrix(rows, names) if names is not None else None
     if whole_NF is not None:

@@ -15,7 +15,7 @@ from scipy.optimize import minimize, minimize_scalar
 from models.batch import Arrays
 from models.errors import ConfigError, DataError
 from models.manifest import OOS_LABEL, Calibration, Contents, Scope
-from models.scope import scope_log_odds, scope_scores
+from models.scope import inside, scope_log_odds, scope_scores
 from training.config import ScopeConfig
 from training.data.splits import IntentRows, Splits
 from training.fit import Recorder
@@ -99,7 +99,7 @@ def _fit_scope(
 ) -> Scope:
     is_inside_N = np.array(valid.labels) != OOS_LABEL
     weights_N = row_weights(is_inside_N, config.oos_share)
-    scores_NS = scope_scores(config.scores, outputs, labels)
+    scores_NS = scope_scores(config.scores, outputs, inside(labels))
     has_oos = not is_inside_N.all()
     weights_S, bias = _fit_log_odds(scores_NS, is_inside_N, weights_N) if has_oos else (np.ones(1), 0.0)
     draft = Scope(
@@ -108,7 +108,7 @@ def _fit_scope(
         threshold=0.0,
         is_calibrated=has_oos,
     )
-    log_odds_N = scope_log_odds(draft, outputs, labels)
+    log_odds_N = scope_log_odds(draft, outputs, inside(labels))
     threshold = choose_threshold(config, log_odds_N, is_inside_N, is_right_N, weights_N)
     is_called_oos_N = log_odds_N < threshold
     alarms = 1000 * float(is_called_oos_N[is_inside_N].mean())

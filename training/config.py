@@ -150,6 +150,8 @@ class TaggerModel(TransformerModel):
     """Learn which tag follows which (a linear-chain CRF), and decode by it."""
     gazetteer: str | None = None
     """Terms that the network is told of: `.jsonl` or `.csv` of {"type", "term"}, below the data directory or a path."""
+    intent_prior: bool = False
+    """Make tags less likely that training rows of the text's intent have more rarely than by chance; needs labels."""
 
 
 Precision = Literal["auto", "float32", "bfloat16"]
@@ -206,6 +208,8 @@ class JointTraining(NetworkTraining):
     """As NetworkTraining; the loss is tags + intent_loss_weight x intent."""
 
     intent_loss_weight: float = Field(default=1.0, ge=0)
+    n_swapped: int = Field(default=0, ge=0)
+    """Rows made of the training rows, for each of them, by giving spans other values of their type."""
 
 
 class StudentModel(Config):
@@ -251,6 +255,8 @@ class XgboostModel(Config):
     kind: Literal["xgboost"]
     objective: Literal["rank:ndcg", "rank:pairwise", "rank:map"] = "rank:ndcg"
     booster: Literal["gbtree"] = "gbtree"
+    relative_to_list: tuple[FeatureName, ...] | Literal["all"] = ()
+    """Features of which the place in the list is a feature too, NAME_in_list from 0 (lowest) to 1: by name, or all."""
 
 
 class PairsModel(XgboostModel):

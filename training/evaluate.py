@@ -27,7 +27,7 @@ from models.metrics import (
     tagging_metrics,
 )
 from models.model import Model
-from models.scope import scope_log_odds
+from models.scope import inside, scope_log_odds
 from models.tagging import TaggingModel
 from registry.evaluation import Quality, Slice
 from registry.predictions import Predictions
@@ -186,7 +186,8 @@ def _judge_intents(contents: Contents, rows: IntentRows, answered: Sequence[Answ
     likeliest = None
     scope = contents.scope or _own_class(contents)
     if scope is not None:
-        log_odds_N = np.array([scope_log_odds(scope, one.outputs, contents.labels or ()) for one in answered])
+        among = inside(contents.labels or ())
+        log_odds_N = np.array([scope_log_odds(scope, one.outputs, among) for one in answered])
         answers["scope"] = log_odds_N.astype(np.float32)
         likeliest = _likeliest(answered)
         is_inside_N = np.array(rows.labels) != OOS_LABEL

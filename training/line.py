@@ -69,7 +69,8 @@ class Trained:
 
     def summary(self) -> str:
         """A few lines for the terminal."""
-        split, quality = list(self.report.served.quality.items())[-1]
+        split = self.report.known_by
+        quality = self.report.served.quality[split]
         figures = ", ".join(f"{metric} {value:.4f}" for metric, value in quality.metrics.items())
         size_mb = self.report.served.size_bytes / 1e6
         return (

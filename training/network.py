@@ -26,7 +26,7 @@ from models.model import TOKENIZER
 from models.networks.crf import Crf
 from models.networks.intent import IntentNetwork
 from models.networks.sentence import SentenceNetwork
-from models.networks.transformer import GazetteerEmbedding, TransformerNetwork, load_encoder
+from models.networks.transformer import GazetteerEmbedding, IntentPrior, TransformerNetwork, load_encoder
 from models.scope import DISTANCE_OUTPUT
 from models.tagging import TaggingModel
 from models.text import SubwordEncoder
@@ -45,8 +45,10 @@ from training.data.splits import IntentRows, Splits, TaggingRows
 from training.encoder import resolve
 from training.export import network_to_onnx
 from training.fit import Checkpoint, Recorder
+from training.intent_prior import penalties
 from training.loop import Score, predict, train
 from training.losses import IGNORED, crf_loss, intent_loss, labels_loss, tag_loss, weighted
+from training.swap import with_swapped
 
 _ANY_LENGTH = 2**20
 
@@ -133,6 +135,7 @@ def _draft(
     labels: Sequence[str] = (),
     tags: Sequence[str] = (),
     gazetteer: Gazetteer | None = None,
+    intent_prior: IntentPrior | None = None,
 ) -> Draft:
     """Load the pretrained encoder and put untrained heads on it, seeded; tags, where given, make it a tagger."""
     resolved = resolve(model.encoder)
@@ -143,7 +146,13 @@ def _draft(
         terms = GazetteerEmbedding(len(gazetteer.types), int(encoder.config.hidden_size), _UNSEEN_TERMS)
     crf = Crf(tags) if isinstance(model, TaggerModel) and model.crf else None
     network = TransformerNetwork(
-        encoder, n_labels=len(labels), n_tags=len(tags), dropout=model.dropout, crf=crf, gazetteer=terms
+        encoder,
+        n_labels=len(labels),
+        n_tags=len(tags),
+        dropout=model.dropout,
+        crf=crf,
+        gazetteer=terms,
+        intent_prior=intent_prior,
     )
     contents = Contents(
         family="tagging" if tags else "intent",
@@ -248,8 +257,13 @@ def fit_tagging(
     rows, valid = splits.train, splits.valid
     labels = known_labels(rows.labels, rows.file) if rows.labels is not None else ()
     tags = known_tags(rows.tags, rows.file)
-    drafted = _draft(config.model, config.training, labels=labels, tags=tags, gazetteer=gazetteer)
+    prior = IntentPrior(torch.from_numpy(penalties(rows, labels, tags))) if config.model.intent_prior else None
+    drafted = _draft(config.model, config.training, labels=labels, tags=tags, gazetteer=gazetteer, intent_prior=prior)
     encoded = drafted.encode(splits, drafted.tagger().encode)
+    learned, examples = rows, encoded["train"]
+    if n_swapped := config.training.n_swapped:
+        model, seed = drafted.tagger(), config.training.seed
+        learned, examples = with_swapped(rows, examples, model, n_swapped, seed, recorder)
     texts = valid.requests()
 
     def score(outputs: list[Arrays]) -> Score:
@@ -262,15 +276,15 @@ def fit_tagging(
         return Score(sum(main) / max(1, len(main)), {f"valid_{name}": ratio.value for name, ratio in ratios.items()})
 
     smoothing = config.training.label_smoothing
-    targets, crf = _targets(encoded["train"], rows.tags, tags), drafted.network.crf
+    targets, crf = _targets(examples, learned.tags, tags), drafted.network.crf
     losses = [(1.0, tag_loss(targets, label_smoothing=smoothing) if crf is None else crf_loss(crf, targets))]
-    if rows.labels is not None:
-        intents = intent_loss(_label_indices(rows.labels, labels), label_smoothing=smoothing)
+    if learned.labels is not None:
+        intents = intent_loss(_label_indices(learned.labels, labels), label_smoothing=smoothing)
         losses.append((config.training.intent_loss_weight, intents))
     facts = train(
         drafted.network,
         drafted.contents.signature,
-        encoded["train"],
+        examples,
         weighted(losses),
         encoded["valid"],
         score,
@@ -278,7 +292,7 @@ def fit_tagging(
         recorder,
         checkpoint,
     )
-    return FittedNetwork(drafted, facts)
+    return FittedNetwork(drafted, facts | {"n_examples": len(examples)})
 
 
 def _label_indices(labels: Sequence[str], known: Sequence[str]) -> NDArray[np.int64]:

@@ -19,6 +19,7 @@ from models.lexical import Corpus, read
 from models.manifest import PairFeatures
 from models.networks.sentence import SentenceNetwork
 from models.networks.transformer import load_encoder
+from models.text_cache import TextCache
 from training.config import PairsModel, RankingPairsConfig
 from training.data.splits import RankingRows
 from training.encoder import check_max_tokens, resolve
@@ -27,7 +28,6 @@ from training.fit import Recorder
 from training.quantization.quantizer import quantize
 
 _CHUNK = 64
-_N_CACHED = 50_000
 
 
 _KEPT: ContextVar[dict[Any, PairFeaturizer] | None] = ContextVar("featurizers", default=None)
@@ -80,12 +80,11 @@ def _new_featurizer(
             akin.save(directory)
         write_corpus(directory / STATISTICS, Corpus.of(read(title) for title in titles))
         texts = list(dict.fromkeys([*titles, *(request.text for request in train.lists)]))
-        # Twice: the texts of valid and test come by too before the training ends.
         featurizer = PairFeaturizer.load(
-            directory, PairFeatures(max_tokens=config.model.max_tokens), n_cached=max(_N_CACHED, 2 * len(texts))
+            directory,
+            PairFeatures(max_tokens=config.model.max_tokens),
+            texts=TextCache(None) if akin is None else akin.texts,
         )
-        if akin is not None:
-            featurizer.borrow(akin)
         _embed(featurizer, texts, config.training.n_threads or os.cpu_count() or 1, recorder)
     except BaseException:
         shutil.rmtree(directory, ignore_errors=True)

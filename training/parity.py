@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from models.batch import Arrays
+from models.batch import Arrays, Encoded
 from models.errors import ParityError
 from models.manifest import Contents
 from models.metrics import served_order
@@ -41,8 +41,7 @@ def compare(
     differences = [0.0]
     n_changed = 0
     for request, wanted, found in zip(requests, expected, answered, strict=True):
-        length = found.encoded.length
-        wanted, outputs = _without_padding(wanted, length), _without_padding(found.outputs, length)
+        wanted, outputs = without_padding(wanted, found.encoded), without_padding(found.outputs, found.encoded)
         differences += [
             _difference(spec.name, wanted[spec.name], outputs[spec.name]) for spec in contents.signature.outputs
         ]
@@ -65,8 +64,15 @@ def same_order(expected_D: NDArray[np.generic], found_D: NDArray[np.generic], to
     return bool(np.all(served >= best_to_come - tolerance))
 
 
-def _without_padding(outputs: Arrays, length: int) -> Arrays:
-    return {name: array[..., :length, :] if name == _PADDED_OUTPUT else array for name, array in outputs.items()}
+def without_padding(outputs: Arrays, encoded: Encoded) -> Arrays:
+    """One request's outputs, of its own tokens alone: cut to its length, and 0 behind a window shorter than others."""
+    given: dict[str, NDArray[np.generic]] = {}
+    for name, array in outputs.items():
+        given[name] = array[..., : encoded.length, :] if name == _PADDED_OUTPUT else array
+        if name == _PADDED_OUTPUT and encoded.n_windows > 1:
+            is_real_WT1 = encoded.arrays["attention_mask"].astype(bool)[..., np.newaxis]
+            given[name] = np.where(is_real_WT1, given[name], 0)
+    return given
 
 
 def _difference(name: str, wanted: NDArray[np.generic], found: NDArray[np.generic]) -> float:

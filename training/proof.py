@@ -87,7 +87,7 @@ class Proof:
             fp16=fp16,
         )
         report.save(self._directory)
-        list(evaluations[served].values())[-1].predictions.save(self._directory)
+        evaluations[served][report.known_by].predictions.save(self._directory)
         self._write_golden(valid)
         for evaluation in evaluations[served].values():
             for note in evaluation.notes:

@@ -20,8 +20,8 @@ from models.model import open_model
 from registry.bundle import open_bundle
 from registry.deployment import Published, publish
 from serving.triton import server
-from serving.triton.config import TritonSettings
 from serving.triton.repository import deploy
+from serving.triton.settings import TritonSettings
 from serving.triton.tensors import DATATYPES
 
 NAME = "limit-intent"

@@ -25,14 +25,14 @@ from models.batch import collate
 from models.model import open_model
 from models.session import OnnxSession
 from registry.bundle import open_bundle
+from serving.bench.lists import BINARY
 from serving.bench.queries import numbers
-from serving.bench.traffic import post, rank_body, requests
+from serving.bench.traffic import rank, rank_body, requests
 from serving.gateway import wire
 from serving.gateway.candidates import Reader
 from serving.gateway.config import LimitsConfig
 from serving.runtime.scorers import choose
 
-BINARY = "binary"
 _ROOT = Path(__file__).parents[2]
 _POOL = 64
 
@@ -81,9 +81,8 @@ def answered_forms(study: Study, url: str) -> dict[str, Iterator[bytes]]:
 def sent_as(study: Study, url: str, form: str) -> Iterator[bytes]:
     """Rank requests of one form, no list twice."""
     features, size = open_bundle(study.ranker).manifest.features or (), study.config["rank"]["list_size"]
-    if form == BINARY:
-        return requests(_binary(study, url, len(features), size), numbers(0))
-    return requests(post(url, "/v1/rank", rank_body(study.text, features, (size,), form=form, seed=0)), numbers(0))
+    body = rank_body(study.text, features, (size,), form=form, seed=0)
+    return requests(rank(url, body, form, model=open_bundle(study.ranker).manifest.name), numbers(0))
 
 
 def alone(study: Study, form: str) -> dict[str, Any]:
@@ -107,28 +106,6 @@ def alone(study: Study, form: str) -> dict[str, Any]:
         wire.encode(model.decode(asked, encoded, run(collate([encoded], bundle.manifest.signature))))
         times_s.append(time.perf_counter() - begin_s)
     return {"p50_ms": float(np.median(times_s)) * 1e3}
-
-
-def _binary(study: Study, url: str, n_features: int, size: int) -> Callable[[int], bytes]:
-    """The Open Inference Protocol's binary tensors: the matrix as the model reads it, behind a header of JSON."""
-    name = open_bundle(study.ranker).manifest.name
-    n_bytes = 4 * size * n_features
-    tensor = {"name": "features", "shape": [size, n_features], "datatype": "FP32"}
-    header = json.dumps(
-        {
-            "inputs": [{**tensor, "parameters": {"binary_data_size": n_bytes}}],
-            "parameters": {"binary_data_output": True},
-        }
-    ).encode()
-    generator = np.random.default_rng(0)
-    pool = [generator.random((size, n_features), dtype=np.float32).tobytes() for _ in range(_POOL)]
-
-    def body(number: int) -> bytes:
-        value = np.float32(number % 1_000_000 / 1_000_000).tobytes()
-        return header + pool[number % _POOL][:-4] + value
-
-    length = ("inference-header-content-length", str(len(header)))
-    return post(url, f"/v2/models/{name}/infer", body, [length], content_type="application/octet-stream")
 
 
 def scoring(study: Study) -> Part:

@@ -62,3 +62,8 @@ class Study:
     def closed(self, url: str, sent: Iterator[bytes], concurrency: int) -> dict[str, Any]:
         """Measure a closed loop of the study's length."""
         return loops.closed(url, sent, concurrency, self.config["seconds"], self.config["warmup_seconds"])
+
+    def n_answered(self, figures: dict[str, Any]) -> float:
+        """How many requests such a loop has answered, warm-up included."""
+        answered: float = figures["throughput_per_s"] * (self.config["seconds"] + self.config["warmup_seconds"])
+        return answered

@@ -14,6 +14,8 @@ from serving.bench.queries import numbers
 from serving.bench.traffic import post, requests, understand_body
 
 _APART = 5_000_000
+_PAUSE_S = 1e-3
+"""What a caller and the way there take between two requests of a closed loop."""
 
 
 def against_raw(study: Study) -> Part:
@@ -34,6 +36,7 @@ def against_raw(study: Study) -> Part:
             {
                 "raw, best": lambda: raw.run(texts, best, seconds),
                 "raw, one by one": lambda: raw.run(texts, single, seconds),
+                "raw, with pauses": lambda: raw.run(texts, single, seconds, _PAUSE_S),
                 "gateway, 1": lambda: study.closed(server.url, sent, 1),
                 "gateway, many": lambda: study.closed(server.url, sent, concurrency),
             },
@@ -41,11 +44,15 @@ def against_raw(study: Study) -> Part:
         )
         rss_mb = server.rss_bytes / 1e6
     parts = ratios(series(found["gateway, many"], "throughput_per_s"), series(found["raw, best"], "texts_per_s"))
-    lone, alone = series(found["gateway, 1"], "p50_ms"), series(found["raw, one by one"], "p50_ms")
-    added = [one - other for one, other in zip(lone, alone, strict=True)]
+    lone = series(found["gateway, 1"], "p50_ms")
+    added, added_to_paused = (
+        [one - other for one, other in zip(lone, series(found[name], "p50_ms"), strict=True)]
+        for name in ("raw, one by one", "raw, with pauses")
+    )
     rows = [
         row(DATA, EMBEDDED, f"{concurrency} callers, part of the throughput of {best} in process", parts, target=0.95),
         row(DATA, EMBEDDED, "1 caller, ms added at p50 to the model alone", added, target=0.4, at_most=True),
+        row(DATA, EMBEDDED, "1 caller, ms added at p50 to the model alone, called 1 ms apart", added_to_paused),
         row(DATA, EMBEDDED, "MB resident under load", [rss_mb], target=180, at_most=True),
     ]
     keys = (*loops.KEYS, "texts_per_s")
@@ -79,7 +86,9 @@ def repeated(study: Study) -> Part:
             return requests(make, drawn)
 
         streams = {"cache": (cached.url, sent(cached.url)), "no cache": (plain.url, sent(plain.url))}
-        loops.closed(*streams["cache"], settings["concurrency"], settings["warmup_seconds"], 0.0)
+        n_answered = 0.0
+        while n_answered < settings["n_warmup"]:
+            n_answered += study.n_answered(study.closed(*streams["cache"], settings["concurrency"]))
         contestants = {
             name: lambda url=url, stream=stream: study.closed(url, stream, settings["concurrency"])
             for name, (url, stream) in streams.items()

@@ -5,7 +5,6 @@ python -m experiments.serving_peers.run [--intent BUNDLE] [--peers NAME,...] [--
 
 from __future__ import annotations
 
-import argparse
 import sys
 import tempfile
 import time
@@ -16,11 +15,11 @@ from typing import Any
 
 import yaml
 
-from experiments import loops
-from experiments.report import Row, save
+from experiments import command, loops
+from experiments.report import Row, print_rows, save
 from experiments.serving_limit import ranker
 from experiments.serving_limit.ranking import answered_forms
-from experiments.serving_limit.run import QUICK, print_rows, trained_intent
+from experiments.serving_limit.run import QUICK
 from experiments.serving_limit.study import Study
 from experiments.serving_peers.peers import RANK, UNDERSTAND, Peer
 from experiments.turns import Figures, in_turns, medians, ratios, row, series
@@ -34,20 +33,19 @@ _FROM = 1_000_000
 
 def main() -> None:
     """Measure."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command.options(__doc__)
     parser.add_argument("--intent", type=Path, metavar="BUNDLE", help="default: trained here on the demo shop")
     parser.add_argument("--workspace", type=Path, help="kept, so that models are trained once (default: a new one)")
     parser.add_argument("--environments", type=Path, default=Path.home() / ".cache" / "rankyard-peers")
     parser.add_argument("--peers", default="litserve,mlserver,bentoml")
     parser.add_argument("--scenarios", default=f"{UNDERSTAND},{RANK}")
-    parser.add_argument("--quick", action="store_true", help="short times, for trying; writes no result")
     options = parser.parse_args()
     config = yaml.safe_load((HERE / "config.yaml").read_text())
     config |= QUICK | {"grid_seconds": 0.4} if options.quick else {}
     with tempfile.TemporaryDirectory(prefix="rankyard-peers-") as made:
         workspace = (options.workspace or Path(made)).absolute()
         options.environments.mkdir(parents=True, exist_ok=True)
-        intent = (options.intent or trained_intent(workspace, config["intent"])).absolute()
+        intent = (options.intent or command.demo_intent(workspace, config["intent"])).absolute()
         bundle = ranker.found_or_trained(workspace, config["ranker"])
         study = Study(config, intent, bundle, workspace, options.environments.absolute(), generated(0))
         peers = [Peer(name, study) for name in options.peers.split(",")]
@@ -60,8 +58,8 @@ def main() -> None:
             print(f"{scenario}: {time.perf_counter() - begin_s:.0f} s", file=sys.stderr)
     print_rows(rows)
     if not options.quick:
-        command = "python -m experiments.serving_peers.run --intent BUNDLE"
-        save(HERE / "results" / "peers.json", rows, command, scenarios=details)
+        reproduced_by = "python -m experiments.serving_peers.run --intent BUNDLE"
+        save(HERE / "results" / "peers.json", rows, reproduced_by, scenarios=details)
 
 
 def understand(study: Study, peers: list[Peer]) -> tuple[list[Row], dict[str, Any]]:

@@ -25,6 +25,7 @@ class TransformerNetwork(Network):
     n_tags: K, 0 for no tag head; it reads every token's state.
     crf: what it learns of the order of tags beside its answers, None where it learns none of it.
     gazetteer: how it reads the terms that were found in the text, None where it reads none.
+    intent_prior: what the intent takes from tags that do not go with it, None where it takes nothing.
     """
 
     def __init__(
@@ -36,6 +37,7 @@ class TransformerNetwork(Network):
         dropout: float,
         crf: Crf | None = None,
         gazetteer: GazetteerEmbedding | None = None,
+        intent_prior: IntentPrior | None = None,
     ) -> None:
         super().__init__()
         self.encoder = encoder
@@ -45,6 +47,7 @@ class TransformerNetwork(Network):
         self.tag_head = nn.Linear(n_hidden, n_tags) if n_tags else None
         self.crf = crf
         self.gazetteer = gazetteer
+        self.intent_prior = intent_prior
         self._reads_token_types = "token_type_ids" in inspect.signature(encoder.forward).parameters
 
     @property
@@ -91,6 +94,9 @@ class TransformerNetwork(Network):
             outputs["intent_logits"] = self.intent_head(self.dropout(mean_BH))
         if self.tag_head is not None:
             outputs["tag_logits"] = self.tag_head(self.dropout(states_BTH))
+            # Not while training: the tag head would learn to make up for it.
+            if self.intent_prior is not None and not self.training:
+                outputs["tag_logits"] = outputs["tag_logits"] + self.intent_prior(outputs["intent_logits"])
         return outputs
 
 
@@ -115,6 +121,20 @@ class GazetteerEmbedding(nn.Module):
             is_seen_BG = torch.rand(len(gazetteer), len(self.bits) // 2) >= self.dropout
             matches_BTG = matches_BTG * is_seen_BG.repeat_interleave(2, dim=1).unsqueeze(1)
         return matches_BTG @ self.weight
+
+
+class IntentPrior(nn.Module):
+    """What is added to the tags' logits for a text's intent: `penalties_CK`, weighed by the chances of intents."""
+
+    def __init__(self, penalties_CK: Tensor) -> None:
+        super().__init__()
+        self.penalties_CK: Tensor
+        self.register_buffer("penalties_CK", penalties_CK, persistent=False)
+
+    def forward(self, intent_logits_BC: Tensor) -> Tensor:
+        """Sums [B, 1, K], the same for every token; not a matrix product, which INT8 would round."""
+        chances_BC1 = intent_logits_BC.softmax(-1).unsqueeze(-1)
+        return (chances_BC1 * self.penalties_CK).sum(1, keepdim=True)
 
 
 def load_encoder(directory: Path) -> PreTrainedModel:

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from typing import Any
+from urllib.parse import urlsplit
 
+from models.errors import InputError
 from serving.bench import files, queries, traffic
 from serving.bench.arrivals import arrivals
 from serving.bench.load import Plan, closed_loop, open_loop
 from serving.bench.settings import Settings
 from serving.bench.tables import comparison, figures_table
 from serving.client import Client
+from serving.exchange import DEADLINE_HEADER
 from serving.gateway import wire
 
 Result = dict[str, Any]
@@ -19,6 +22,10 @@ Say = Callable[[str], None]
 _ENOUGH = 0.99
 """Share of the requests that must be answered within the limit: that is what a p99 limit says."""
 _DRAIN_S = 10.0
+_FIRST_MS = 20_000.0
+"""How long the requests before the load may take: a cold gateway may have to import what reads them."""
+_OWN_HEADERS = ("host", "content-length", DEADLINE_HEADER)
+"""Headers that the client says itself."""
 
 
 def bench(settings: Settings, say: Say) -> Result:
@@ -61,23 +68,30 @@ def _result(settings: Settings, models: list[str], points: list[Result]) -> Resu
 
 def _point(settings: Settings, requests: Iterator[bytes], rate: float | None) -> Result:
     n_connections = settings.concurrency if rate is None else settings.connections
-    plan = Plan(settings.seconds, settings.warmup_seconds, n_connections, _DRAIN_S, settings.p99_limit_ms)
+    plan = Plan(
+        settings.seconds, settings.warmup_seconds, n_connections, _DRAIN_S, settings.p99_limit_ms, settings.ca_file
+    )
     if rate is None:
-        return closed_loop(settings.url, requests, plan).figures()
+        record = closed_loop(settings.url, requests, plan)
+        return {**record.figures(), **record.corrected()}
     moments = arrivals(settings.arrivals, rate, settings.seed)
     return {"rate_per_s": rate, **open_loop(settings.url, requests, moments, plan).figures()}
 
 
+def _client(settings: Settings) -> Client:
+    return Client(settings.url, deadline_ms=_FIRST_MS, ca_file=settings.ca_file)
+
+
 def _served(settings: Settings) -> list[str]:
     """Give the models that will answer."""
-    with Client(settings.url) as client:
+    with _client(settings) as client:
         return [model.ref for model in client.models()]
 
 
 def _make(settings: Settings) -> traffic.Make:
     lines = files.lines(settings.queries) if settings.queries else None
     text = queries.of_file(lines, settings.seed) if lines else queries.generated(settings.seed)
-    headers = [] if settings.deadline_ms is None else [("x-deadline-ms", f"{settings.deadline_ms:g}")]
+    headers = [] if settings.deadline_ms is None else [(DEADLINE_HEADER, f"{settings.deadline_ms:g}")]
     understand = traffic.post(settings.url, "/v1/understand", traffic.understand_body(text), headers)
     if not settings.is_ranking:
         return understand
@@ -90,26 +104,36 @@ def _make(settings: Settings) -> traffic.Make:
         top_k=settings.top_k,
         with_texts=settings.texts,
     )
-    rank = traffic.post(settings.url, "/v1/rank", body, headers)
+    model = _ranker(settings) if settings.is_binary else ""
+    rank = traffic.rank(settings.url, body, settings.form, model=model, headers=headers)
     return traffic.mixed(understand, rank, settings.rank_share) if settings.is_mixed else rank
+
+
+def _ranker(settings: Settings) -> str:
+    """Ask the gateway for the name of its only ranker."""
+    with _client(settings) as client:
+        names = [model.ref.split("/")[0] for model in client.models() if "ranking" in model.answers]
+    if len(names) > 1:
+        raise InputError(
+            f"--form binary asks one ranker by itself, {settings.url} serves {', '.join(names)} in phases; "
+            "choose another form"
+        )
+    return names[0] if names else "none"
 
 
 def _features(settings: Settings) -> tuple[str, ...]:
     """Ask the gateway which features its ranking model reads."""
     candidate = wire.Candidate("p0", text="red shoes" if settings.texts else None)
-    with Client(settings.url) as client:
+    with _client(settings) as client:
         answer = client.rank(wire.RankRequest([candidate], wire.Query("red shoes"), explain="values"))
     return tuple(answer.explanations.get("p0", ()))
 
 
 def _expect_answer(settings: Settings, make: traffic.Make) -> None:
     """Send one request of each kind through the client first: a refusal is then said in the gateway's own words."""
-    kinds = {make(number).split(b" ", 2)[1]: make(number) for number in range(64)}
-    with Client(settings.url) as client:
-        for request in kinds.values():
-            body = request.partition(b"\r\n\r\n")[2]
-            if request.startswith(b"POST /v1/rank"):
-                client.rank(wire.decode(body, wire.rank_decoder))
-            else:
-                query = wire.decode(body, wire.understand_decoder).query
-                client.understand(query or "")
+    kinds = {(found := traffic.parts(make(number)))[0]: found for number in range(64)}
+    prefix = urlsplit(settings.url).path.rstrip("/")
+    with _client(settings) as client:
+        for path, headers, body in kinds.values():
+            sent = [(name, value) for name, value in headers.items() if name not in _OWN_HEADERS]
+            client.post(path.removeprefix(prefix), body, sent)

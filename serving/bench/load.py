@@ -12,23 +12,27 @@ import gc
 import math
 import select
 import socket
+import ssl
 import time
 from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
 import httptools
 
 from models.errors import InputError
+from serving import tls
 from serving.bench.record import Record
 
 _CHUNK = 1 << 18
 _PAUSE_S = 0.02
 """How long a connection that failed waits before it is tried again, so that a dead server is not hammered."""
 _SCAN_S = 0.05
+_REFUSED = 429
 
 Address = tuple[Any, ...]
 
@@ -39,7 +43,7 @@ class Plan:
 
     warmup_s: load before anything is counted. timeout_s: when an answer is given up. n_connections: in a closed loop
     how many always wait for an answer, in an open one how many may be open; what is due while all are taken waits, and
-    its latency grows. limit_ms: what goodput is about.
+    its latency grows. limit_ms: what goodput is about. ca_file: who may sign for an https server.
     """
 
     seconds: float
@@ -47,6 +51,7 @@ class Plan:
     n_connections: int
     timeout_s: float = 10.0
     limit_ms: float = 50.0
+    ca_file: Path | None = None
 
 
 def closed_loop(url: str, requests: Iterator[bytes], plan: Plan) -> Record:
@@ -59,21 +64,44 @@ def open_loop(url: str, requests: Iterator[bytes], arrivals_s: Iterator[float], 
     return _Load(url, requests, plan, arrivals_s).run()
 
 
+@dataclass(frozen=True, slots=True)
+class _Server:
+    """Where requests go; secure: what checks an https server's certificate."""
+
+    family: int
+    address: Address
+    name: str | None
+    secure: ssl.SSLContext | None
+
+
 class _Connection:
     """One connection and the request that is on it; called back by the HTTP parser."""
 
-    __slots__ = ("_parser", "_status", "begun_s", "due_s", "is_busy", "is_kept", "left", "sock")
+    __slots__ = (
+        "_parser",
+        "_server",
+        "_status",
+        "begun_s",
+        "due_s",
+        "is_busy",
+        "is_kept",
+        "is_told_when",
+        "left",
+        "sock",
+    )
 
-    def __init__(self, family: int, address: Address) -> None:
-        self.sock = socket.socket(family, socket.SOCK_STREAM)
+    def __init__(self, server: _Server) -> None:
+        self._server = server
+        self.sock = socket.socket(server.family, socket.SOCK_STREAM)
         self.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self.sock.setblocking(False)
-        self.sock.connect_ex(address)
+        self.sock.connect_ex(server.address)
         self._parser = httptools.HttpResponseParser(self)
         self._status: int | None = None
         self.left: bytes | memoryview = b""
         self.is_busy = False
         self.is_kept = True
+        self.is_told_when = False
         self.due_s = self.begun_s = 0.0
 
     def on_message_complete(self) -> None:
@@ -82,27 +110,44 @@ class _Connection:
             self._status = status
             self.is_kept = self._parser.should_keep_alive()
 
-    def begin(self, request: bytes, due_s: float, now_s: float) -> bool:
-        """Take a request on; False where not all of it could be sent at once."""
+    def begin(self, request: bytes, due_s: float, now_s: float) -> int:
+        """Take a request on; the events to wait for."""
         self.is_busy, self._status = True, None
         self.due_s, self.begun_s, self.left = due_s, now_s, request
         return self.write()
 
-    def write(self) -> bool:
-        """Send what is left; False where the socket takes no more now. OSError where it is of no use."""
+    def write(self) -> int:
+        """Send what is left; the events to wait for. OSError where the connection is of no use."""
         try:
+            if self._server.secure is not None and not isinstance(self.sock, ssl.SSLSocket):
+                self._secure(self._server.secure)
             n_sent = self.sock.send(self.left)
-        except (BlockingIOError, InterruptedError):
-            return False
+        except ssl.SSLWantReadError:  # it is the server's turn to shake hands
+            return select.EPOLLIN
+        except (BlockingIOError, InterruptedError, ssl.SSLWantWriteError):
+            return select.EPOLLIN | select.EPOLLOUT
         self.left = memoryview(self.left)[n_sent:]
-        return not len(self.left)
+        return select.EPOLLIN | (select.EPOLLOUT if self.left else 0)
+
+    def _secure(self, context: ssl.SSLContext) -> None:
+        """Begin TLS, once the socket is connected: before that it would go on in the clear."""
+        try:
+            self.sock.getpeername()
+        except OSError as error:
+            raise BlockingIOError from error
+        self.sock = context.wrap_socket(self.sock, server_hostname=self._server.name, do_handshake_on_connect=False)
 
     def read(self) -> int | None:
         """Take what has come; the status once the answer is whole. OSError where the connection is of no more use."""
-        chunk = self.sock.recv(_CHUNK)
+        try:
+            chunk = self.sock.recv(_CHUNK)
+        except (ssl.SSLWantReadError, ssl.SSLWantWriteError):  # TLS's own, such as a session's ticket
+            return None
         if not chunk:
             raise ConnectionResetError
         self._parser.feed_data(chunk)
+        if self._status == _REFUSED:  # looked for here: a parser that collects headers costs every answer
+            self.is_told_when = b"\r\nretry-after:" in chunk.lower()
         return self._status
 
 
@@ -111,7 +156,7 @@ class _Load:
         self._requests = requests
         self._plan = plan
         self._arrivals_s = arrivals_s
-        self._family, self._address = _resolved(url)
+        self._server = _resolved(url, plan.ca_file)
         self._poll = select.epoll()
         self._connections: dict[int, _Connection] = {}
         self._idle: list[_Connection] = []
@@ -122,25 +167,27 @@ class _Load:
         self._is_over = False
 
     def run(self) -> Record:
-        plan = self._plan
-        self._start_s = time.perf_counter()
-        begin_s = self._start_s + plan.warmup_s
-        self._record = record = Record(begin_s, begin_s + plan.seconds, plan.limit_ms)
-        self._due_s = math.inf if self._arrivals_s is None else self._start_s + next(self._arrivals_s)
-        with _no_collections():
+        with _no_collections():  # which begins with one, and that may take seconds
             try:
-                if self._arrivals_s is None:
-                    for _ in range(plan.n_connections):
-                        self._free(self._connect())
-                self._until(begin_s)
-                cpu_s = time.process_time()
-                self._until(record.end_s)
-                record.client_cpu_s = time.process_time() - cpu_s
-                self._drain(time.perf_counter() + plan.timeout_s)
+                return self._run(self._plan)
             finally:
                 for connection in self._connections.values():
                     connection.sock.close()
                 self._poll.close()
+
+    def _run(self, plan: Plan) -> Record:
+        self._start_s = time.perf_counter()
+        begin_s = self._start_s + plan.warmup_s
+        self._record = record = Record(begin_s, begin_s + plan.seconds, plan.limit_ms)
+        self._due_s = math.inf if self._arrivals_s is None else self._start_s + next(self._arrivals_s)
+        if self._arrivals_s is None:
+            for _ in range(plan.n_connections):
+                self._free(self._connect())
+        self._until(begin_s)
+        cpu_s = time.process_time()
+        self._until(record.end_s)
+        record.client_cpu_s = time.process_time() - cpu_s
+        self._drain(time.perf_counter() + plan.timeout_s)
         return record
 
     def _until(self, end_s: float) -> None:
@@ -155,7 +202,10 @@ class _Load:
             self._serve(min(self._due_s, end_s, scan_s))
 
     def _drain(self, end_s: float) -> None:
-        """Wait for the answers of what was sent; nothing new begins."""
+        """Wait for the answers of what was sent; nothing new begins but what was due while the load was held up."""
+        while self._due_s < self._record.end_s:
+            self._arrived(self._due_s)
+            self._due_s = self._start_s + next(self._arrivals_s or iter(()))
         self._is_over = True
         for due_s in self._backlog:
             self._record.failed(due_s, "unsent")
@@ -177,14 +227,14 @@ class _Load:
             if connection is None:
                 continue
             try:
-                if mask & select.EPOLLOUT and connection.write():
-                    self._poll.modify(number, select.EPOLLIN)
+                if connection.left:
+                    self._poll.modify(number, connection.write())
                 status = connection.read() if mask & ~select.EPOLLOUT else None
             except (OSError, httptools.HttpParserError):
                 self._lost(connection)
                 continue
             if status is not None:
-                self._record.answered(connection.due_s, time.perf_counter(), status)
+                self._note(connection, status)
                 connection.is_busy = False
                 if not connection.is_kept:
                     self._forget(connection)
@@ -192,6 +242,13 @@ class _Load:
                         continue
                     connection = self._connect()
                 self._free(connection)
+
+    def _note(self, connection: _Connection, status: int) -> None:
+        done_s = time.perf_counter()
+        if status == _REFUSED:
+            self._record.refused(connection.due_s, done_s, is_told_when=connection.is_told_when)
+        else:
+            self._record.answered(connection.due_s, done_s, status)
 
     def _arrived(self, due_s: float) -> None:
         """Open loop: a request is due."""
@@ -215,13 +272,14 @@ class _Load:
 
     def _begin(self, connection: _Connection, due_s: float) -> None:
         try:
-            if not connection.begin(next(self._requests), due_s, time.perf_counter()):
-                self._poll.modify(connection.sock.fileno(), select.EPOLLIN | select.EPOLLOUT)
+            events = connection.begin(next(self._requests), due_s, time.perf_counter())
+            if events != select.EPOLLIN:
+                self._poll.modify(connection.sock.fileno(), events)
         except OSError:
             self._lost(connection)
 
     def _connect(self) -> _Connection:
-        connection = _Connection(self._family, self._address)
+        connection = _Connection(self._server)
         self._connections[connection.sock.fileno()] = connection
         self._poll.register(connection.sock.fileno(), select.EPOLLIN)
         return connection
@@ -249,15 +307,14 @@ class _Load:
             self._lost(connection, "timeout")
 
 
-def _resolved(url: str) -> tuple[int, Address]:
-    parts = urlsplit(url)
-    if parts.scheme != "http":
-        raise InputError(f"a load goes over plain HTTP, to http://HOST:PORT, got {url}; name the gateway itself")
+def _resolved(url: str, ca_file: Path | None) -> _Server:
+    secure, parts = tls.context(url, ca_file), urlsplit(url)
+    port = parts.port or (80 if secure is None else 443)
     try:
-        found = socket.getaddrinfo(parts.hostname, parts.port or 80, type=socket.SOCK_STREAM)
+        found = socket.getaddrinfo(parts.hostname, port, type=socket.SOCK_STREAM)
     except OSError as error:
         raise InputError(f"{parts.hostname} must be a host that is known, got: {error.strerror}; correct it") from error
-    return found[0][0], found[0][4]
+    return _Server(found[0][0], found[0][4], parts.hostname, secure)
 
 
 @contextmanager

@@ -17,9 +17,11 @@ Result = dict[str, Any]
 _DPI = 110
 _LINES = (("p50_ms", "p50", "#2b6cb0"), ("p95_ms", "p95", "#805ad5"), ("p99_ms", "p99", "#dd6b20"))
 
+_SHARES = (("throughput_per_s", "answered", "#d69e2e"), ("goodput_per_s", "answered within the limit", "#2f855a"))
+
 
 def latency_over_load(result: Result, before: Result | None = None) -> bytes:
-    """Draw percentiles and goodput of every rate of a sweep, over the rate that was offered; an earlier one dashed."""
+    """Draw latencies, answers and goodput of a sweep over the rate that was offered; an earlier sweep dashed."""
     figure = Figure(figsize=(7.5, 6), dpi=_DPI, layout="constrained")
     FigureCanvasAgg(figure)
     above, below = figure.subplots(2, 1, sharex=True, height_ratios=[3, 2])
@@ -51,5 +53,5 @@ def _draw(above: Axes, below: Axes, result: Result, *, style: str, then: str) ->
     for key, name, colour in _LINES:
         values = [float("nan") if point[key] is None else point[key] for point in points]
         above.plot(rates, values, style, color=colour, alpha=alpha, label=name + then)
-    goodput = [point["goodput_per_s"] for point in points]
-    below.plot(rates, goodput, style, color="#2f855a", alpha=alpha, label=f"answered within the limit{then}")
+    for key, name, colour in _SHARES:
+        below.plot(rates, [point[key] for point in points], style, color=colour, alpha=alpha, label=name + then)

@@ -25,23 +25,25 @@ _NEEDS: dict[str, tuple[str, str]] = {
     "top_k": ("is_ranking", "--scenario rank or mixed"),
     "rank_share": ("is_mixed", "--scenario mixed"),
 }
+_NOT_BINARY = ("features", "texts", "top_k")
 _LOADS = ("concurrency", "rate", "rates")
 
 
 class Settings(Config):
     """One run.
 
-    url: the gateway. scenario: what is asked. concurrency: closed loop of so many callers, each waiting for its answer.
-    rate: open loop of so many requests a second; rates: one open loop after the other. arrivals: of an open loop.
-    seconds, warmup_seconds: of each loop. connections: that an open loop may have open. zipf: exponent with which
-    queries repeat, among `distinct`; left out, no query comes twice. queries: a file, one a line, instead of generated
-    ones. list_sizes: candidates of a request, in turn. form: of the candidates. features: names (None: the model's).
-    texts: whether candidates have one. top_k: how many are answered. rank_share: of the requests of `mixed`.
-    p99_limit_ms: what goodput is about. deadline_ms: told to the gateway with every request (None: its own default).
-    out, picture, compare: files to write the result and the picture to, and an earlier result.
+    url: the gateway. ca_file: who may sign for an https one. scenario: what is asked. concurrency: closed loop of so
+    many callers, each waiting for its answer. rate: open loop of so many requests a second; rates: one open loop after
+    the other. arrivals: of an open loop. seconds, warmup_seconds: of each loop. connections: that an open loop may have
+    open. zipf: exponent with which queries repeat, among `distinct`; left out, no query comes twice. queries: a file,
+    one a line, instead of generated ones. list_sizes: candidates of a request, in turn. form: of the candidates.
+    features: names (None: the model's). texts: whether candidates have one. top_k: how many are answered. rank_share:
+    of the requests of `mixed`. p99_limit_ms: what goodput is about. deadline_ms: told to the gateway with every request
+    (None: its own default). out, picture, compare: files to write the result and the picture to, and an earlier result.
     """
 
     url: str = "http://127.0.0.1:8080"
+    ca_file: Path | None = None
     scenario: Literal["understand", "rank", "mixed"] = "understand"
     concurrency: Count = 16
     rate: Positive | None = None
@@ -54,7 +56,7 @@ class Settings(Config):
     distinct: Count = 100_000
     queries: Path | None = None
     list_sizes: Annotated[tuple[Count, ...], Field(min_length=1)] = (100,)
-    form: Literal["rows", "columns"] = "columns"
+    form: Literal["rows", "columns", "arrow", "binary"] = "columns"
     features: tuple[str, ...] | None = None
     texts: bool = False
     top_k: Count | None = None
@@ -87,13 +89,18 @@ class Settings(Config):
         return self.scenario != "understand"
 
     @property
+    def is_binary(self) -> bool:
+        """Whether candidates are sent as tensors, which have features alone."""
+        return self.form == "binary"
+
+    @property
     def is_mixed(self) -> bool:
         """Whether both questions are asked."""
         return self.scenario == "mixed"
 
     def load(self) -> dict[str, Any]:
         """Everything that decides what a result can be compared with."""
-        files = {"url", "out", "picture", "compare"}
+        files = {"url", "ca_file", "out", "picture", "compare"}
         given: dict[str, Any] = self.model_dump(mode="json", exclude=files)
         return {"loop": "open"} | given if self.is_open else {"loop": "closed"} | given
 
@@ -104,6 +111,9 @@ def settings(given: dict[str, Any]) -> Settings:
     loads = [name for name in _LOADS if name in given]
     if len(loads) > 1:
         raise InputError(f"a load is given by one of --concurrency, --rate and --rates, got {' and '.join(loads)}")
+    for name in _NOT_BINARY:
+        if checked.is_binary and name in given:
+            raise InputError(f"--{name.replace('_', '-')} does nothing with --form binary; leave one of them out")
     for name, (condition, wanted) in _NEEDS.items():
         if name in given and not getattr(checked, condition):
             raise InputError(f"--{name.replace('_', '-')} does nothing without {wanted}; give that too or leave it out")

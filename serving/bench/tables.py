@@ -28,6 +28,9 @@ _COMPARED = (
     ("failed", "failed"),
 )
 
+_CORRECTED = (("p50_ms", "p50"), ("p95_ms", "p95"), ("p99_ms", "p99"), ("p999_ms", "p99.9"))
+"""Of a closed loop: what its callers left out while they waited, put back."""
+
 
 def points_of(result: Result) -> list[Result]:
     """Give every loop of a result: the rates of a sweep, or the one that there is."""
@@ -42,7 +45,7 @@ def figures_table(result: Result) -> str:
     columns = [(key, title) for key, title in _COLUMNS if key in points[0]]
     rows = [[_shown(point[key]) for key, _ in columns] for point in points]
     lines = [f"{_described(result)} on {result['url']} ({', '.join(result['models'])})"]
-    lines += _aligned([[title for _, title in columns], *rows])
+    lines += aligned([[title for _, title in columns], *rows])
     errors: dict[str, int] = {}
     for point in points:
         for kind, n in point["errors"].items():
@@ -53,19 +56,28 @@ def figures_table(result: Result) -> str:
         lines.append(f"goodput with a p99 of at most {limit_ms:g} ms: {result['best_goodput_per_s']:.1f}/s")
     else:
         lines.append(f"answered within {limit_ms:g} ms: {result['within_limit']:.2%}")
+    if result.get("expected_interval_ms") is not None:
+        lines.append(
+            f"as who comes every {result['expected_interval_ms']:.3g} ms, even while others wait, would see it: "
+            + ", ".join(f"{name} {_shown(result[f'corrected_{key}'])} ms" for key, name in _CORRECTED)
+        )
     lines.append(f"the load itself took {max(point['client_cpu_share'] for point in points):.1%} of one core")
     return "\n".join(lines)
 
 
 def comparison(before: Result, after: Result) -> str:
-    """Then, now, and now as times of then; a line a figure, of a sweep for every rate."""
+    """Who answered then; then, now, and now as times of then; a line a figure, of a sweep for every rate."""
     rows = [["", "then", "now", "now / then"]]
+    if "points" in after:
+        old, new = before["best_goodput_per_s"], after["best_goodput_per_s"]
+        within = f"goodput/s with a p99 of at most {after['load']['p99_limit_ms']:g} ms"
+        rows.append([within, _shown(old), _shown(new), _ratio(old, new)])
     for old, new in zip(points_of(before), points_of(after), strict=True):
         at = f"{new['rate_per_s']:g}/s: " if "points" in after else ""
         rows += [
             [f"{at}{title}", _shown(old[key]), _shown(new[key]), _ratio(old[key], new[key])] for key, title in _COMPARED
         ]
-    return "\n".join(_aligned(rows))
+    return "\n".join([f"then: {before['url']} ({', '.join(before['models'])})", *aligned(rows)])
 
 
 def _described(result: Result) -> str:
@@ -90,7 +102,8 @@ def _ratio(old: float | None, new: float | None) -> str:
     return f"{new / old:.2f}"
 
 
-def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:
+def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
+    """Rows of a table as lines: the first column to the left, the others to the right."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     first, *others = widths
     return [

@@ -8,17 +8,15 @@ from urllib.parse import urlsplit
 
 import numpy as np
 
+from serving.bench import lists
 from serving.bench.queries import Text
+from serving.calls import ARROW, BINARY, JSON
+from serving.tensors import HEADER_LENGTH
 
 Make = Callable[[int], bytes]
 """The request of a number from 0."""
 
-ROWS, COLUMNS = "rows", "columns"
-
 _POOL = 32
-_MISSING = 0.05
-_PLACE = "#"
-"""Stands, while a body is written, for the number that is filled in when it is sent."""
 _GOLDEN_RATIO_32 = 2_654_435_761  # Knuth's multiplicative hash
 
 
@@ -33,7 +31,7 @@ def post(
     body: Callable[[int], bytes],
     headers: Sequence[tuple[str, str]] = (),
     *,
-    content_type: str = "application/json",
+    content_type: str = JSON,
 ) -> Make:
     """Make POST requests; one whole request is one piece of bytes, written at once."""
     parts = urlsplit(url)
@@ -63,26 +61,41 @@ def rank_body(
     top_k: int | None = None,
     with_texts: bool = False,
 ) -> Callable[[int], bytes]:
-    """Bodies of POST /v1/rank: candidates by value, lists of `sizes` in turn, every one unlike all others.
+    """Bodies that rank candidates by value: lists of `sizes` in turn, every one unlike all others.
 
-    A body of 100 candidates takes a millisecond to write, so 32 of each size are written before the load begins;
-    what makes each request its own is the query's text and one feature's value, filled in as it is sent.
+    32 lists of each size are written before the load begins (`serving.bench.lists`). form: ROWS, COLUMNS, ARROW, or
+    BINARY, which has no texts and no top_k. InputError where a form needs a package which is not there.
     """
     generator = np.random.default_rng(seed)
-    pools = [
-        [_template(text, features, size, generator, form, with_texts=with_texts) for _ in range(_POOL)]
-        for size in sizes
-    ]
-    end = b"" if top_k is None else b',"top_k":%d' % top_k
+
+    def filled(size: int) -> lists.Fill:
+        texts = [text(int(number)) for number in generator.integers(0, 2**31, size)] if with_texts else None
+        return lists.written(lists.drawn(features, size, generator, texts), form, top_k)
+
+    pools = [[filled(size) for _ in range(_POOL)] for size in sizes]
 
     def body(number: int) -> bytes:
         pool = pools[number % len(pools)]
-        before, after = pool[number // len(pools) % _POOL]
-        value = b"%.6f" % (number % 1_000_000 / 1_000_000) if features else b""
-        query = json.dumps(text(number)).encode()
-        return b'{"candidates":%b%b%b,"query":{"text":%b}%b}' % (before, value, after, query, end)
+        return pool[number // len(pools) % _POOL](text(number), number % 1_000_000 / 1_000_000)
 
     return body
+
+
+def rank(
+    url: str, body: Callable[[int], bytes], form: str, *, model: str = "", headers: Sequence[tuple[str, str]] = ()
+) -> Make:
+    """Make requests of `rank_body`'s bodies. model: the ranker's name, which BINARY alone needs."""
+    if form == lists.BINARY:
+        named = (*headers, (HEADER_LENGTH, str(lists.HEAD_BYTES)))
+        return post(url, f"/v2/models/{model}/infer", body, named, content_type=BINARY)
+    return post(url, "/v1/rank", body, headers, content_type=ARROW if form == lists.ARROW else JSON)
+
+
+def parts(request: bytes) -> tuple[str, dict[str, str], bytes]:
+    """Give a request's path, headers and body."""
+    head, _, body = request.partition(b"\r\n\r\n")
+    first, *lines = head.decode().split("\r\n")
+    return first.split(" ")[1], dict(line.split(": ", 1) for line in lines), body
 
 
 def mixed(understand: Make, rank: Make, rank_share: float) -> Make:
@@ -93,27 +106,3 @@ def mixed(understand: Make, rank: Make, rank_share: float) -> Make:
         return rank(number) if is_rank else understand(number)
 
     return make
-
-
-def _template(
-    text: Text, features: Sequence[str], size: int, generator: np.random.Generator, form: str, *, with_texts: bool
-) -> tuple[bytes, bytes]:
-    """Candidates as JSON before and after the place of the last candidate's last feature."""
-    values_DF = np.round(generator.random((size, len(features))), 6).astype(object)
-    values_DF[generator.random(values_DF.shape) < _MISSING] = None
-    if features:
-        values_DF[-1, -1] = _PLACE
-    ids = [f"p{place}" for place in range(size)]
-    texts = [text(int(number)) for number in generator.integers(0, 2**31, size)] if with_texts else None
-    if form == COLUMNS:
-        candidates: object = {"ids": ids, **({"texts": texts} if texts else {})} | {
-            "features": dict(zip(features, values_DF.T.tolist(), strict=True))
-        }
-    else:
-        candidates = [
-            {"id": identity, **({"text": texts[row]} if texts else {})}
-            | {"features": dict(zip(features, values_DF[row].tolist(), strict=True))}
-            for row, identity in enumerate(ids)
-        ]
-    before, _, after = json.dumps(candidates, separators=(",", ":")).encode().partition(f'"{_PLACE}"'.encode())
-    return before, after

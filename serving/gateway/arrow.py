@@ -8,6 +8,8 @@ pyarrow is an extra, imported on first use: it takes a third of a second and 40 
 from __future__ import annotations
 
 import struct
+from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -17,7 +19,7 @@ from models.errors import InputError
 from models.ranking import RankRequest, Table
 from serving.gateway import wire
 from serving.gateway.config import LimitsConfig
-from serving.gateway.errors import MalformedArrowError, MediaError
+from serving.gateway.errors import MalformedArrowError, MalformedError, MediaError
 from serving.gateway.rules import check_number, float32
 
 CONTENT_TYPE = b"application/vnd.apache.arrow.stream"
@@ -29,6 +31,12 @@ _SCHEMA_HEADER, _BATCH_HEADER = 1, 3
 _HEADER_TYPE, _HEADER, _BODY_LENGTH, _COMPRESSION = 1, 2, 3, 3
 _MOST_MESSAGES = 1_024
 _CONTINUATION = 0xFFFFFFFF
+
+
+def prepare() -> None:
+    """Import pyarrow where it is installed; for a thread, as everybody else would wait as long."""
+    with suppress(ModuleNotFoundError):
+        import pyarrow  # noqa: F401
 
 
 def read(body: bytes, limits: LimitsConfig) -> tuple[wire.RankOptions, RankRequest]:
@@ -50,7 +58,7 @@ def read(body: bytes, limits: LimitsConfig) -> tuple[wire.RankOptions, RankReque
             f"a body must be an Arrow IPC stream, got {len(body)} bytes with: {str(error).splitlines()[0]}; correct it"
         ) from error
     check_number(table.num_rows, limits)
-    options = wire.decode((table.schema.metadata or {}).get(OPTIONS, b"{}"), wire.options_decoder)
+    options = _options(table.schema.metadata or {})
     request = RankRequest(
         ids=tuple(_strings(table, _ID)),
         text=options.query.text,
@@ -61,6 +69,27 @@ def read(body: bytes, limits: LimitsConfig) -> tuple[wire.RankOptions, RankReque
         },
     )
     return options, request
+
+
+def write(candidates: Any, options: wire.RankOptions) -> bytes:
+    """Write a `pyarrow.Table` as a stream that `read` reads."""
+    import pyarrow as pa
+
+    table = candidates.replace_schema_metadata({OPTIONS: wire.encode(options)})
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, table.schema) as stream:
+        stream.write_table(table)
+    body: bytes = sink.getvalue().to_pybytes()
+    return body
+
+
+def _options(metadata: Mapping[bytes, bytes]) -> wire.RankOptions:
+    try:
+        return wire.decode(metadata.get(OPTIONS, b"{}"), wire.options_decoder)
+    except MalformedError as error:
+        raise MalformedArrowError(
+            f"the schema's metadata under {OPTIONS.decode()} must be JSON, it is not: {error.message}"
+        ) from error
 
 
 def _strings(table: Any, name: str) -> list[Any]:

@@ -1,31 +1,41 @@
 """Joins waiting requests of several callers into batches. Knows no HTTP: arrays in, arrays out.
 
-One queue a model; the workers of the runtime are shared. A batch is cut only when a worker is idle, so a lone request
-never waits, and none waits while a worker idles. It begins with the most urgent request of all queues, joined by those
-nearest to it in length.
+The workers of the runtime are shared by all models. A batch is cut when a worker is idle, so a lone request never
+waits, and none waits while a worker idles; behind busy workers a full one may stand ready. Which flow is next is
+decided by start-time fair queueing (Goyal, Vin and Cheng 1996): who has used least of the workers' time, by its share;
+which requests make the batch, by the flow itself.
 """
 
 from __future__ import annotations
 
 import asyncio
-import heapq
+import logging
 import time
-from collections.abc import Iterator, Sequence
-
-import numpy as np
-from numpy.typing import NDArray
+from collections import deque
+from collections.abc import Iterable, Mapping, Sequence
+from contextvars import ContextVar
+from functools import partial
+from operator import attrgetter
+from typing import Any, Literal, get_args
 
 from models.batch import Encoded, collate, n_rows, split
 from models.errors import DeadlineError, OverloadedError, RankyardError, UnavailableError
+from models.manifest import Signature
 from serving.gateway.config import BatchConfig
-from serving.gateway.errors import EXPIRED
+from serving.gateway.cost import Cost
+from serving.gateway.errors import EXPIRED, FAILED
+from serving.gateway.flow import Flow, Item, Outputs, Place
 from serving.gateway.telemetry import Telemetry
 from serving.runtime.protocol import Runtime, ServedModel, check_rows
 
-Outputs = dict[str, NDArray[np.generic]]
+Priority = Literal["interactive", "bulk"]
 
-_MEMORY = 0.1
-"""Weight of the newest batch in the running mean of the service time."""
+PRIORITIES: tuple[Priority, ...] = get_args(Priority)
+
+priority: ContextVar[Priority] = ContextVar("priority", default="interactive")
+"""Of the request that is worked on: bulk work, which nobody sits and waits for, gives way to the rest."""
+
+_SHARES: Mapping[Priority, float] = {"interactive": 1.0, "bulk": 0.1}
 
 
 class Batcher:
@@ -34,239 +44,277 @@ class Batcher:
     Deadlines are seconds on the clock of `time.monotonic()`.
     """
 
-    def __init__(self, runtime: Runtime, config: BatchConfig, max_queue_length: int, telemetry: Telemetry) -> None:
+    def __init__(
+        self,
+        runtime: Runtime,
+        config: BatchConfig,
+        max_queue_length: int,
+        telemetry: Telemetry,
+        costs: Mapping[str, Cost] | None = None,
+    ) -> None:
         self._runtime = runtime
         self._config = config
         self._max_queue_length = max_queue_length
         self._telemetry = telemetry
-        self._queues: dict[str, _Queue] = {}
+        self._costs = dict(costs or {})
+        self._flows: dict[tuple[str, Priority], Flow] = {}
+        self._virtual_s = 0.0
         self._n_idle = runtime.n_workers
-        self._running: set[asyncio.Task[None]] = set()
+        self._running: dict[asyncio.Future[Any], float] = {}
+        """Batches in the runtime, or tried anew request by request, and when each is expected to be done."""
+        self._ready: deque[_Batch] = deque()
+        """Batches that no worker has begun with."""
         self._has_cut_scheduled = False
         self._is_draining = False
         self._is_stopped = False
 
-    def submit(self, model: ServedModel, encoded: Encoded, deadline_s: float) -> asyncio.Future[Outputs]:
+    def admit(self, model: ServedModel, deadline_s: float) -> Place:
+        """Keep room for a request of the current priority, before it is read: what is admitted is not refused later.
+
+        Raises OverloadedError where too many wait, or too much work for the time that it has, and UnavailableError
+        while draining.
+        """
+        flow = self._flow(model, priority.get())
+        self._expect(flow, deadline_s)
+        return Place(flow)
+
+    def submit(
+        self, model: ServedModel, encoded: Encoded, deadline_s: float, place: Place | None = None
+    ) -> asyncio.Future[Outputs]:
         """Queue one request; the future gives its outputs, or DeadlineError at its deadline.
 
-        Cancelling the future takes the request out of the queue. Raises OverloadedError when the queue is full and
-        UnavailableError while draining.
+        place: what was kept for it. Without one, or with one that another request has used, it is admitted now.
+        Cancelling the future takes the request out of the queue.
         """
-        if self._is_draining:
-            raise UnavailableError("this gateway is stopping and takes no new work; ask another one")
-        queue = self._queues.get(model.ref)
-        if queue is None:
-            queue = self._queues[model.ref] = _Queue(model, self._config, self._telemetry)
-        if len(queue) >= self._max_queue_length:
-            queue.series.rejected.inc()
-            raise OverloadedError(
-                f"at most {self._max_queue_length} requests may wait for {model.ref}, as many do; "
-                f"come back in {queue.wait_s(self._runtime.n_workers):.1f} s",
-                retry_after_s=queue.wait_s(self._runtime.n_workers),
-            )
-        item = _Item(encoded, deadline_s)
-        queue.add(item)
+        if place is not None and place.leave():
+            flow = place.flow
+            if self._is_stopped:
+                raise UnavailableError(_STOPPED)
+        else:
+            flow = self._flow(model, priority.get())
+            self._expect(flow, deadline_s)
+        self._wake(flow)
+        item = flow.add(encoded, deadline_s)
         self._schedule_cut()
         return item.future
+
+    def hasten(self, futures: Iterable[asyncio.Future[Outputs]]) -> None:
+        """Let bulk requests that still wait be interactive ones: by now somebody sits and waits for them."""
+        for future in futures:
+            for (_, asked), flow in tuple(self._flows.items()):
+                if asked == "bulk" and (item := flow.withdraw(future)) is not None:
+                    urgent = self._flow(flow.model, "interactive")
+                    self._wake(urgent)
+                    urgent.enter(item)
+                    self._schedule_cut()
+
+    def _wake(self, flow: Flow) -> None:
+        """A flow that had nothing to do has saved nothing up."""
+        if not flow.n_waiting:
+            flow.virtual_s = max(flow.virtual_s, self._virtual_s)
+
+    def _expect(self, flow: Flow, deadline_s: float) -> None:
+        """Expect that a request which came now would be answered within its deadline; raises as `admit`."""
+        if self._is_draining:
+            raise UnavailableError("this gateway is stopping and takes no new work; ask another one")
+        if not flow.n_ahead:
+            return
+        now = time.monotonic()
+        wait_s = self._wait_s(flow, now)
+        if flow.n_ahead >= self._max_queue_length:
+            rule = f"at most {self._max_queue_length} requests may wait for {flow.model.ref}, as many do"
+        elif now < deadline_s < now + flow.caution * (wait_s + flow.next_s):
+            rule = (
+                f"a request must be answerable before its deadline in {(deadline_s - now) * 1e3:.0f} ms, about "
+                f"{wait_s * 1e3:.0f} ms of work wait for {flow.model.ref}"
+            )
+        else:
+            return
+        flow.series.rejected.inc()
+        raise OverloadedError(f"{rule}; come back in {wait_s:.1f} s", retry_after_s=wait_s)
+
+    def _flow(self, model: ServedModel, asked: Priority) -> Flow:
+        flow = self._flows.get((model.ref, asked))
+        if flow is None:
+            cost = self._costs.setdefault(model.ref, Cost())
+            series = self._telemetry.model(model)
+            flow = Flow(model, _SHARES[asked], cost, self._config, series)
+            self._flows[model.ref, asked] = flow
+            series.queue(lambda: sum(flow.n_waiting for (ref, _), flow in self._flows.items() if ref == model.ref))
+        return flow
+
+    def _wait_s(self, flow: Flow, now_s: float) -> float:
+        """When a request that came now would start: what runs, and what waits before it by the flows' shares."""
+        running_s = all_s = 0.0
+        shares = flow.share
+        for end_s in self._running.values():
+            if end_s > now_s:
+                running_s += end_s - now_s
+        for other in self._flows.values():
+            all_s += other.work_s
+            if other.n_ahead and other is not flow:
+                shares += other.share
+        return (running_s + min(flow.work_s * shares / flow.share, all_s)) / self._runtime.n_workers
 
     async def drain(self, timeout_s: float) -> None:
         """Refuse new work and finish what is queued; what is left after `timeout_s` fails with UnavailableError."""
         self._is_draining = True
         try:
             async with asyncio.timeout(timeout_s):
-                while self._running or any(len(queue) for queue in self._queues.values()):
+                while self._running or any(flow.n_ahead for flow in self._flows.values()):
                     await (asyncio.wait(self._running) if self._running else asyncio.sleep(0))
         except TimeoutError:
             self._is_stopped = True
-            for queue in self._queues.values():
-                queue.fail_all(UnavailableError(_STOPPED))
-            for task in self._running:
-                task.cancel()
-            await asyncio.gather(*self._running, return_exceptions=True)
+            for flow in self._flows.values():
+                flow.fail_all(UnavailableError(_STOPPED))
+            running = list(self._running)
+            for one in running:
+                one.cancel()
+            await asyncio.gather(*running, return_exceptions=True)
 
     def _schedule_cut(self) -> None:
         """Cut at the end of this turn of the loop: what arrives together, goes together."""
-        if not self._has_cut_scheduled and self._n_idle and not self._is_stopped:
+        if not self._has_cut_scheduled and self._n_idle > -self._runtime.n_ahead:
             self._has_cut_scheduled = True
             asyncio.get_running_loop().call_soon(self._cut)
 
     def _cut(self) -> None:
         self._has_cut_scheduled = False
-        now = time.monotonic()
-        while self._n_idle:
-            queues = [queue for queue in self._queues.values() if queue.drop_expired(now)]
-            if not queues:
+        while self._n_idle > -self._runtime.n_ahead and not self._is_stopped:
+            flows = [flow for flow in self._flows.values() if flow.n_waiting]
+            if not flows:
                 return
-            queue = min(queues, key=_Queue.next_deadline_s)
-            batch = queue.take(self._n_idle)
-            self._n_idle -= 1
-            task = asyncio.get_running_loop().create_task(self._run(queue, batch))
-            self._running.add(task)
-            task.add_done_callback(self._running.discard)
+            now = time.monotonic()
+            flow = min(flows, key=_virtual_s)
+            if self._n_idle <= 0 and flow.n_waiting < self._config.max_batch_size:
+                return  # what stands ready must be full: a small batch had better grow
+            idle_s = now if self._n_idle > 0 else max(now, min(self._running.values(), default=now))
+            items = flow.take(max(self._n_idle, 1), now, now + flow.caution * (idle_s - now))
+            if items:
+                self._start(_Batch(flow, items), now, idle_s)
+            elif self._n_idle <= 0:
+                return
 
-    async def _run(self, queue: _Queue, batch: Sequence[_Item]) -> None:
-        started = time.perf_counter()
+    def _start(self, batch: _Batch, now_s: float, idle_s: float) -> None:
+        flow = batch.flow
+        expected_s = flow.cost.seconds(batch.n_cells, batch.n_padding)
+        self._virtual_s = flow.virtual_s
+        flow.virtual_s += expected_s / flow.share
+        self._ready.append(batch)
+        if self._n_idle > 0:
+            self._begin(now_s)
+        self._n_idle -= 1
+        running = self._infer(batch)
+        self._running[running] = idle_s + expected_s
+        running.add_done_callback(partial(self._ended, batch))
+
+    def _begin(self, now_s: float) -> None:
+        """A worker begins with what has stood ready the longest."""
+        batch = self._ready.popleft()
+        batch.flow.series.taken(batch.items, now_s, batch.padding)
+        batch.timed.begin(now_s)
+
+    def _infer(self, batch: _Batch) -> asyncio.Future[Outputs]:
+        """Give a batch to the runtime. A callback takes its outputs: a task a batch would cost a lone caller 0.1 ms."""
         try:
-            await self._infer(queue, batch)
-        except (DeadlineError, UnavailableError) as error:
-            _fail(batch, error)
+            inputs = collate([item.encoded for item in batch.items], batch.signature)
+            timeout_s = max([item.deadline_s for item in batch.items]) - time.monotonic()
+            if timeout_s <= 0:
+                raise DeadlineError(EXPIRED)
+            with batch.timed:
+                return asyncio.ensure_future(self._runtime.infer(batch.flow.model, inputs, timeout_s=timeout_s))
         except Exception as error:
-            if len(batch) == 1:
-                _fail(batch, _translate(error))
-            else:
-                await self._retry_alone(queue, batch)
+            failed: asyncio.Future[Outputs] = asyncio.get_running_loop().create_future()
+            failed.set_exception(error)
+            return failed
+
+    def _answers(self, batch: _Batch, running: asyncio.Future[Outputs]) -> Sequence[Outputs]:
+        """Each request's outputs of a batch that has ended; raises what it failed on."""
+        batch.timed.end(is_right=not running.cancelled() and running.exception() is None)
+        outputs = running.result()
+        batch.flow.cost.learn(batch.n_cells, batch.n_padding, batch.timed.seconds)
+        check_rows(batch.flow.model, outputs, batch.n_rows)
+        return split(outputs, [item.encoded for item in batch.items], batch.signature)
+
+    def _ended(self, batch: _Batch, running: asyncio.Future[Outputs]) -> None:
+        """Free the worker, then answer."""
+        expected_s = self._running.pop(running)
+        answers: Sequence[Outputs] = ()
+        try:
+            answers = self._answers(batch, running)
+        except (DeadlineError, UnavailableError) as error:
+            _fail(batch.items, error)
         except asyncio.CancelledError:
             self._is_stopped = True
-            _fail(batch, UnavailableError(_STOPPED))
-        finally:
-            queue.served(len(batch), time.perf_counter() - started)
-            self._n_idle += 1
-            self._schedule_cut()
-
-    async def _infer(self, queue: _Queue, batch: Sequence[_Item]) -> None:
-        model = queue.model
-        signature = model.bundle.manifest.signature
-        requests = [item.encoded for item in batch]
-        inputs = collate(requests, signature)
-        timeout_s = max(item.deadline_s for item in batch) - time.monotonic()
-        if timeout_s <= 0:
-            raise DeadlineError(EXPIRED)
-        started = time.perf_counter()
-        outputs = await self._runtime.infer(model, inputs, timeout_s=timeout_s)
-        queue.series.model_seconds.observe(time.perf_counter() - started)
-        check_rows(model, outputs, sum(n_rows(request, signature) for request in requests))
-        for item, answer in zip(batch, split(outputs, requests, signature), strict=True):
+            _fail(batch.items, UnavailableError(_STOPPED))
+        except Exception as error:
+            if len(batch.items) > 1:
+                retrying = asyncio.get_running_loop().create_task(self._retry_alone(batch))
+                self._running[retrying] = expected_s
+                retrying.add_done_callback(self._retried)
+                return
+            _fail(batch.items, _translate(error))
+        self._free()
+        for item, answer in zip(batch.items, answers, strict=False):
             item.resolve(answer)
 
-    async def _retry_alone(self, queue: _Queue, batch: Sequence[_Item]) -> None:
+    def _retried(self, retrying: asyncio.Future[Any]) -> None:
+        del self._running[retrying]
+        self._free()
+
+    def _free(self) -> None:
+        """Give an idle worker its next batch before anybody is told: reading the answers would keep it waiting."""
+        self._n_idle += 1
+        if self._ready:
+            self._begin(time.monotonic())
+        self._cut()
+
+    async def _retry_alone(self, batch: _Batch) -> None:
         """A batch failed: run each request by itself, so that a bad one fails alone."""
-        for item in batch:
+        for item in batch.items:
             if not item.is_live(time.monotonic()):
                 continue
+            alone = _Batch(batch.flow, [item])
+            running = self._infer(alone)
             try:
-                await self._infer(queue, [item])
+                await asyncio.wait((running,))
+                (answer,) = self._answers(alone, running)
+                item.resolve(answer)
+            except asyncio.CancelledError:
+                running.cancel()
+                _fail(batch.items, UnavailableError(_STOPPED))
+                raise
             except Exception as error:
                 _fail([item], _translate(error))
 
 
+class _Batch:
+    """Requests that go together: their rows, cells, cells of padding, and the measure of their time in the runtime."""
+
+    __slots__ = ("flow", "items", "n_cells", "n_padding", "n_rows", "signature", "timed")
+
+    def __init__(self, flow: Flow, items: Sequence[Item]) -> None:
+        self.flow = flow
+        self.items = items
+        self.signature: Signature = flow.model.bundle.manifest.signature
+        self.n_cells, self.n_padding = flow.size(items)
+        self.n_rows = sum([n_rows(item.encoded, self.signature) for item in items])
+        self.timed = flow.series.infer(items, self.n_rows)
+
+    @property
+    def padding(self) -> float | None:
+        """Share of its cells that is padding, None where there can be none."""
+        return self.n_padding / max(self.n_cells + self.n_padding, 1) if self.flow.is_padded else None
+
+
 _STOPPED = "this gateway stopped before the answer was there; ask another one"
 
+_log = logging.getLogger("rankyard.gateway")
 
-class _Item:
-    """A request in a queue. It lives until its future is done: answered, failed, expired or cancelled."""
-
-    __slots__ = ("_timer", "deadline_s", "encoded", "future", "length", "n_windows")
-
-    def __init__(self, encoded: Encoded, deadline_s: float) -> None:
-        loop = asyncio.get_running_loop()
-        self.encoded = encoded
-        self.length = encoded.length
-        self.n_windows = encoded.n_windows
-        self.deadline_s = deadline_s
-        self.future: asyncio.Future[Outputs] = loop.create_future()
-        self._timer = loop.call_later(max(0.0, deadline_s - time.monotonic()), self.expire)
-        self.future.add_done_callback(lambda _: self._timer.cancel())
-
-    def resolve(self, outputs: Outputs) -> None:
-        if not self.future.done():
-            self.future.set_result(outputs)
-
-    def fail(self, error: RankyardError) -> None:
-        if not self.future.done():
-            self.future.set_exception(error)
-
-    def expire(self) -> None:
-        self.fail(DeadlineError(EXPIRED))
-
-    def is_live(self, now_s: float) -> bool:
-        """Whether somebody still waits; a request past its deadline is told so here, its timer may be late."""
-        if not self.future.done() and self.deadline_s <= now_s:
-            self.expire()
-        return not self.future.done()
+_virtual_s = attrgetter("virtual_s")
 
 
-class _Queue:
-    """Requests waiting for one model, in the order they came."""
-
-    def __init__(self, model: ServedModel, config: BatchConfig, telemetry: Telemetry) -> None:
-        self.model = model
-        self.series = telemetry.model(model.ref, self.__len__)
-        self._config = config
-        self._is_padded = model.bundle.manifest.signature.layout == "rows"
-        self._waiting: dict[asyncio.Future[Outputs], _Item] = {}
-        self._seconds_each = 0.0
-
-    def __len__(self) -> int:
-        return len(self._waiting)
-
-    def add(self, item: _Item) -> None:
-        self._waiting[item.future] = item
-        item.future.add_done_callback(self._forget)
-
-    def _forget(self, future: asyncio.Future[Outputs]) -> None:
-        if self._waiting.pop(future, None) is not None:
-            self.series.dropped.inc()
-
-    def drop_expired(self, now_s: float) -> int:
-        """Drop what nobody waits for any more; how many requests remain."""
-        gone = [item for item in self._waiting.values() if not item.is_live(now_s)]
-        for item in gone:
-            self._forget(item.future)
-        return len(self._waiting)
-
-    def next_deadline_s(self) -> float:
-        return min(item.deadline_s for item in self._waiting.values())
-
-    def take(self, n_idle: int) -> list[_Item]:
-        """Take the most urgent request and its neighbours in length; what waits is shared among the idle workers."""
-        first = min(self._waiting.values(), key=lambda item: item.deadline_s)
-        size = min(self._config.max_batch_size, -(-len(self._waiting) // n_idle))
-        batch = list(self._joinable(first, size))
-        longest = max(item.length for item in batch)
-        for item in batch:
-            del self._waiting[item.future]
-        self.series.batch_size.observe(len(batch))
-        if self._is_padded:
-            n_cells = longest * sum(item.n_windows for item in batch)
-            n_tokens = sum(item.n_windows * item.length for item in batch)
-            self.series.padding.observe(1 - n_tokens / max(n_cells, 1))
-        return batch
-
-    def _joinable(self, first: _Item, size: int) -> Iterator[_Item]:
-        """`first` and the nearest to it in length, as many as the limits of a batch allow; each window is a row."""
-        yield first
-        n, total, longest = first.n_windows, first.n_windows * first.length, first.length
-        if size == 1:
-            return
-        others = (item for item in self._waiting.values() if item is not first)
-        for item in heapq.nsmallest(
-            size - 1, others, key=lambda item: (abs(item.length - first.length), item.deadline_s)
-        ):
-            n, total = n + item.n_windows, total + item.n_windows * item.length
-            longest = max(longest, item.length)
-            cells, most = (n * longest, None) if self._is_padded else (total, self._config.max_batch_rows)
-            if n > self._config.max_batch_size or (most is not None and cells > most):
-                return
-            if cells - total > self._config.max_padding * cells:
-                return
-            yield item
-
-    def served(self, n: int, seconds: float) -> None:
-        """Learn from a batch how long a request takes."""
-        weight = _MEMORY if self._seconds_each else 1.0
-        self._seconds_each += weight * (seconds / n - self._seconds_each)
-
-    def wait_s(self, n_workers: int) -> float:
-        """When all that waits now will have been served, in seconds."""
-        return len(self._waiting) * self._seconds_each / n_workers
-
-    def fail_all(self, error: RankyardError) -> None:
-        for item in list(self._waiting.values()):
-            item.fail(error)
-            self._forget(item.future)
-
-
-def _fail(items: Sequence[_Item], error: RankyardError) -> None:
+def _fail(items: Sequence[Item], error: RankyardError) -> None:
     for item in items:
         item.fail(error)
 
@@ -274,4 +322,5 @@ def _fail(items: Sequence[_Item], error: RankyardError) -> None:
 def _translate(error: Exception) -> RankyardError:
     if isinstance(error, RankyardError):
         return error
-    return RankyardError(f"a batch could not be run: {error!r}")
+    _log.error("a batch failed", exc_info=error)
+    return RankyardError(FAILED)

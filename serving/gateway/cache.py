@@ -18,8 +18,10 @@ import msgspec
 
 from models.answers import Understanding
 from models.errors import ConfigError, DeadlineError
+from serving.gateway.batcher import priority
 from serving.gateway.config import CacheConfig
 from serving.gateway.errors import EXPIRED
+from serving.gateway.flow import Outputs
 from serving.gateway.telemetry import Telemetry
 
 _ENTRY_BYTES = 120
@@ -53,6 +55,9 @@ class LocalAnswers:
         self._answers: OrderedDict[str, Understanding] = OrderedDict()
         self.n_bytes = 0
 
+    def __len__(self) -> int:
+        return len(self._answers)
+
     def get(self, text: str) -> Understanding | None:
         """Give the answer to `text`."""
         answer = self._answers.get(text)
@@ -74,6 +79,20 @@ class LocalAnswers:
             self.n_bytes -= _size(answer)
 
 
+class Flight:
+    """A query that is being asked, and all who wait for the answer: `None` where the one who asked gave up.
+
+    priority: that of the most urgent of them. pending: what its models are asked, once they are.
+    """
+
+    __slots__ = ("found", "pending", "priority")
+
+    def __init__(self) -> None:
+        self.found: asyncio.Future[Understanding | None] = asyncio.get_running_loop().create_future()
+        self.pending: list[asyncio.Future[Outputs]] = []
+        self.priority = priority.get()
+
+
 class AnswerCache:
     """Understandings by text; belongs to one event loop and one choice of models.
 
@@ -87,25 +106,43 @@ class AnswerCache:
         self._local = LocalAnswers(config.max_bytes)
         self._shared = shared
         self._models = hashlib.blake2b("\n".join(models).encode(), digest_size=32).digest()
-        self._flights: dict[str, asyncio.Future[Understanding | None]] = {}
+        self._flights: dict[str, Flight] = {}
         self._telemetry = telemetry
         telemetry.cache_bytes.set_function(lambda: self._local.n_bytes)
+        telemetry.cache_answers.set_function(self._local.__len__)
+        telemetry.cache_max_bytes.set(config.max_bytes)
 
-    async def answer(self, text: str, ask: Callable[[], Awaitable[Understanding]], deadline_s: float) -> Understanding:
+    def kept(self, text: str) -> Understanding | None:
+        """Give what this process keeps."""
+        found = self._local.get(text)
+        if found is not None:
+            self._telemetry.cache_hits.inc()
+        return found
+
+    def needs_model(self, text: str) -> bool:
+        """Whether nobody is asking this already, and no other process could have the answer."""
+        return self._shared is None and text not in self._flights
+
+    def flight(self, text: str) -> Flight | None:
+        """Give what somebody is already asking."""
+        return self._flights.get(text)
+
+    async def answer(
+        self, text: str, ask: Callable[[Flight], Awaitable[Understanding]], deadline_s: float
+    ) -> Understanding:
         """Give what is kept, what somebody is already asking, or what `ask` gives.
 
         Where the one who asks fails or gives up, the next who waits asks anew. DeadlineError at one's own deadline.
         """
         while True:
-            kept = self._local.get(text)
+            kept = self.kept(text)
             if kept is not None:
-                self._telemetry.cache_hits.inc()
                 return kept
             flight = self._flights.get(text)
             if flight is None:
                 return await self._lead(text, ask)
             self._telemetry.cache_joined.inc()
-            found = await _wait(flight, deadline_s)
+            found = await _wait(flight.found, deadline_s)
             if found is not None:
                 return found
 
@@ -114,26 +151,25 @@ class AnswerCache:
         if self._shared is not None:
             await self._shared.close()
 
-    async def _lead(self, text: str, ask: Callable[[], Awaitable[Understanding]]) -> Understanding:
-        flight = self._flights[text] = asyncio.get_running_loop().create_future()
+    async def _lead(self, text: str, ask: Callable[[Flight], Awaitable[Understanding]]) -> Understanding:
+        flight = self._flights[text] = Flight()
         found: Understanding | None = None
         try:
-            found = await self._from_shared(text)
+            if self._shared is not None:
+                found = await self._from_shared(self._shared, text)
             if found is None:
                 self._telemetry.cache_misses.inc()
-                found = await ask()
+                found = await ask(flight)
                 self._local.put(text, found)
                 if self._shared is not None:
                     self._shared.put(self._key(text), _encode(found))
             return found
         finally:
             del self._flights[text]
-            flight.set_result(found)
+            flight.found.set_result(found)
 
-    async def _from_shared(self, text: str) -> Understanding | None:
-        if self._shared is None:
-            return None
-        answer = await self._shared.get(self._key(text))
+    async def _from_shared(self, shared: SharedAnswers, text: str) -> Understanding | None:
+        answer = await shared.get(self._key(text))
         if answer is None:
             return None
         try:

@@ -4,30 +4,34 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-
-import numpy as np
-from numpy.typing import NDArray
+from types import TracebackType
 
 from models.answers import Ranking, Understanding
 from models.batch import Encoded
 from models.errors import NotFoundError, RankyardError
+from models.features import PairFeaturizer
 from models.intent import IntentModel
 from models.model import Model, open_model
+from models.pairs import trimmed
 from models.ranking import RankingModel, RankRequest
 from models.tagging import TaggingModel
+from models.text_cache import TextCache
 from registry import golden
 from serving.gateway import intent, ranking, tagging
 from serving.gateway.batcher import Batcher
 from serving.gateway.cache import open_cache
 from serving.gateway.candidates import Reader
 from serving.gateway.config import GatewayConfig, PhaseConfig
+from serving.gateway.cost import Cost
+from serving.gateway.flow import Outputs, Place
 from serving.gateway.published import Published
+from serving.gateway.series import ModelSeries
+from serving.gateway.statistics import Asked
 from serving.gateway.telemetry import Telemetry
-from serving.gateway.understand import Understand
+from serving.gateway.understand import Places, Understand
 from serving.gateway.wire import Explain
 from serving.runtime.protocol import Runtime, ServedModel
 
@@ -86,6 +90,20 @@ def only(served: ServedModel) -> Roles:
     )
 
 
+class Users:
+    """Counts who is inside."""
+
+    n = 0
+
+    def __enter__(self) -> None:
+        self.n += 1
+
+    def __exit__(
+        self, _kind: type[BaseException] | None, _error: BaseException | None, _traceback: TracebackType | None
+    ) -> None:
+        self.n -= 1
+
+
 class Dataplane:
     """Opened models and the batcher before them; belongs to one event loop.
 
@@ -93,15 +111,26 @@ class Dataplane:
     """
 
     def __init__(
-        self, config: GatewayConfig, roles: Roles, runtime: Runtime, models: dict[str, Model], telemetry: Telemetry
+        self,
+        config: GatewayConfig,
+        roles: Roles,
+        runtime: Runtime,
+        models: dict[str, Model],
+        telemetry: Telemetry,
+        costs: Mapping[str, Cost],
     ) -> None:
         self.roles = roles
-        self._n_users = 0
+        self.in_use = Users()
+        """Entered as long as a request may ask: holds off `retire`."""
+        self.n_workers = runtime.n_workers
+        self._found = _by_name(roles.models.values(), models)
         self._runtime = runtime
         telemetry.runtime_degraded.set_function(lambda: float(runtime.is_degraded))
+        self._telemetry = telemetry
+        telemetry.hold(roles.models.values())
         self._drain_s = config.drain_s
         self._deadline_ms = config.deadline_ms
-        self._batcher = Batcher(runtime, config.batch, config.limits.max_queue_length, telemetry)
+        self._batcher = Batcher(runtime, config.batch, config.limits.max_queue_length, telemetry, costs)
         answering = [model for model in (roles.intent, roles.tagging) if model is not None]
         variants = [f"{served.ref} {served.bundle.digest} {config.runtime.variant}" for served in answering]
         self._cache = open_cache(config.cache, variants, telemetry) if answering else None
@@ -111,6 +140,7 @@ class Dataplane:
             {ref: model for ref, model in models.items() if isinstance(model, IntentModel | TaggingModel)},
             intent=roles.intent,
             tagging=roles.tagging,
+            telemetry=telemetry,
             cache=self._cache,
         )
         self._rankers = {ref: model for ref, model in models.items() if isinstance(model, RankingModel)}
@@ -122,18 +152,32 @@ class Dataplane:
 
     @classmethod
     async def open(
-        cls, config: GatewayConfig, roles: Roles, runtime: Runtime, telemetry: Telemetry | None = None
+        cls,
+        config: GatewayConfig,
+        roles: Roles,
+        runtime: Runtime,
+        telemetry: Telemetry | None = None,
+        texts: TextCache | None = None,
     ) -> Dataplane:
-        """Load every model, and prove on its golden rows that it reads and answers as it was trained."""
+        """Load every model, and prove on its golden rows that it reads and answers as it was trained.
+
+        texts: what earlier models have computed of texts, where there were some.
+        """
         models: dict[str, Model] = {}
+        texts = TextCache(config.cache.max_text_bytes) if texts is None else texts
+        costs: dict[str, Cost] = {}
         for ref, served in roles.models.items():
             await runtime.load(served)
-            models[ref] = await asyncio.to_thread(_open, served)
-        return cls(config, roles, runtime, models, telemetry or Telemetry())
+            models[ref], costs[ref] = await asyncio.to_thread(_open, served, texts)
+        return cls(config, roles, runtime, models, telemetry or Telemetry(), costs)
 
-    async def understand(self, query: object, deadline_s: float | None = None) -> Understanding:
-        """Read one query's intent and entities; None for the configured deadline."""
-        return await self._understand.one(query, self._deadline(deadline_s))
+    def begin(self, query: object, deadline_s: float) -> Understanding | Places:
+        """Give what is known of a query, or admit it, for `understand`; OverloadedError where it would come in vain."""
+        return self._understand.begin(query, deadline_s)
+
+    async def understand(self, query: object, deadline_s: float | None = None, places: Places = ()) -> Understanding:
+        """Read one query's intent and entities; None for the configured deadline. places: what `begin` gave."""
+        return await self._understand.one(query, self._deadline(deadline_s), places=places)
 
     async def understand_several(
         self, queries: Sequence[object], deadline_s: float | None = None
@@ -148,43 +192,70 @@ class Dataplane:
         top_k: int | None = None,
         explain: Explain = False,
         deadline_s: float | None = None,
+        place: Place | None = None,
     ) -> Ranking:
-        """Order candidates, through every phase; None for the configured deadline.
+        """Order candidates, through every phase; None for the configured deadline. place: what `admit_ranking` gave.
 
         explain: True for what each feature added to each score and what was read, "values" for what was read alone.
         """
-        return await self._rank.answer(request, top_k=top_k, explain=explain, deadline_s=self._deadline(deadline_s))
+        return await self._rank.answer(
+            request, top_k=top_k, explain=explain, deadline_s=self._deadline(deadline_s), place=place
+        )
 
-    def ranker(self, name: str, version: str | None) -> tuple[ServedModel, RankingModel]:
-        """Give a served ranking model by its name, and version where one is asked for; NotFoundError otherwise."""
-        for served, _ in self.roles.phases:
-            if served.name == name and version in (None, served.version):
-                return served, self._rankers[served.ref]
-        wanted = name if version is None else f"{name}/{version}"
-        known = ", ".join(served.ref for served, _ in self.roles.phases) or "none"
-        raise NotFoundError(f"a model must be one of the rankers served ({known}), got {wanted[:100]}; correct it")
+    def admit_ranking(self, deadline_s: float) -> Place:
+        """Keep room for candidates before they are read; OverloadedError, NotFoundError where nothing ranks."""
+        return self._rank.admit(deadline_s)
 
-    async def score(
-        self, served: ServedModel, encoded: Encoded, deadline_s: float | None = None
-    ) -> NDArray[np.float32]:
-        """Scores [D] of candidates as the model reads them, without phases; None for the configured deadline."""
-        if not encoded.length:
-            return np.empty(0, np.float32)
-        outputs = await self._batcher.submit(served, encoded, self._deadline(deadline_s))
-        return np.asarray(outputs["score"], np.float32).reshape(-1)
-
-    @contextmanager
-    def in_use(self) -> Iterator[None]:
-        """Hold off `retire` as long as a request may ask."""
-        self._n_users += 1
+    def find(self, name: str, version: str | None) -> tuple[ServedModel, Model]:
+        """Give a served model by its name and version (None: the highest that is served); NotFoundError otherwise."""
         try:
-            yield
+            return self._found[name, version]
+        except KeyError:
+            wanted = name if version is None else f"{name}/{version}"
+            known = ", ".join(self.roles.models)
+            raise NotFoundError(
+                f"a model must be one of those served ({known}), got {wanted[:100]}; correct it"
+            ) from None
+
+    def admit(self, served: ServedModel, deadline_s: float) -> Place:
+        """Keep room for a request to a model before it costs anything, for `run`; OverloadedError."""
+        return self._batcher.admit(served, deadline_s)
+
+    def series(self, served: ServedModel) -> ModelSeries:
+        """Give what is measured of a model."""
+        return self._telemetry.model(served)
+
+    async def run(
+        self, served: ServedModel, rows: Sequence[Encoded], deadline_s: float, place: Place | None = None
+    ) -> list[Outputs]:
+        """Outputs of rows as the model reads them, each queued by itself; where one fails, nobody waits for others."""
+        pending: list[asyncio.Future[Outputs]] = []
+        try:
+            with Asked(self._telemetry.model(served).statistics):
+                if len(rows) == 1:
+                    return [await self._batcher.submit(served, rows[0], deadline_s, place)]
+                pending.extend(self._batcher.submit(served, row, deadline_s, place) for row in rows)
+                return await asyncio.gather(*pending)
         finally:
-            self._n_users -= 1
+            for future in pending:
+                future.cancel()
+
+    async def encode(self, served: ServedModel, request: RankRequest, deadline_s: float) -> list[Encoded]:
+        """What a ranking model reads of candidates, in their order, in as many blocks as it scores them in."""
+        encoded = await self._rank.encode(served, request, deadline_s)
+        blocks = self._rankers[served.ref].blocks(encoded, in_order=True)
+        return [encoded] if len(blocks) == 1 else [trimmed(encoded, block) for block in blocks]
+
+    @property
+    def featurizers(self) -> list[PairFeaturizer]:
+        """What computes features of texts, once an encoder."""
+        found = [ranker.featurizer for ranker in self._rankers.values() if ranker.featurizer is not None]
+        return list({featurizer.encoder_digest: featurizer for featurizer in found}.values())
 
     async def retire(self) -> None:
         """Close when nobody uses it any more."""
-        while self._n_users:
+        await asyncio.sleep(_RETIRES_EVERY_S)  # who was admitted a moment ago enters with the first step of a task
+        while self.in_use.n:
             await asyncio.sleep(_RETIRES_EVERY_S)
         await self.close()
 
@@ -195,12 +266,23 @@ class Dataplane:
         if self._cache is not None:
             await self._cache.close()
         await self._runtime.close()
+        self._telemetry.release(self.roles.models.values())
 
     def _deadline(self, deadline_s: float | None) -> float:
         return time.monotonic() + self._deadline_ms / 1e3 if deadline_s is None else deadline_s
 
 
-def _open(served: ServedModel) -> Model:
-    model = open_model(served.bundle.path, served.bundle.manifest)
+def _by_name(
+    served: Iterable[ServedModel], models: Mapping[str, Model]
+) -> dict[tuple[str, str | None], tuple[ServedModel, Model]]:
+    """Models by name and version; without a version the highest."""
+    found: dict[tuple[str, str | None], tuple[ServedModel, Model]] = {}
+    for model in sorted(served, key=lambda one: (len(one.version), one.version)):
+        found[model.name, model.version] = found[model.name, None] = (model, models[model.ref])
+    return found
+
+
+def _open(served: ServedModel, texts: TextCache) -> tuple[Model, Cost]:
+    model = open_model(served.bundle.path, served.bundle.manifest, texts)
     golden.check_encoding(served.bundle, model.encode)
-    return model
+    return model, Cost.measured(served.bundle)

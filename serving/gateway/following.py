@@ -9,17 +9,36 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 
 from models.errors import NotFoundError, RankyardError, UnavailableError
 from registry import deployment
+from registry.deployment import Pointer
 from serving.gateway.app import App
 from serving.gateway.config import GatewayConfig
 from serving.gateway.dataplane import Dataplane, Roles, choose
 from serving.gateway.telemetry import Telemetry
+from serving.gateway.webhook import AliasMoved
 
 _log = logging.getLogger("rankyard.gateway")
+
+_SETTLES_EVERY_S = 0.1
+"""How often the pointers are looked at while a promotion is under way."""
+_TRIES_EVERY_S = 1.0
+"""How often a choice is tried that could not be opened yet, where nothing else says when to look."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Expected:
+    """A version that an alias should mean, and until when that is waited for."""
+
+    version: str
+    until_s: float
 
 
 class Following:
@@ -41,23 +60,76 @@ class Following:
         self._config = config
         self._directory = config.deployment or directory
         self._open = open_
-        self._seen: list[str] | str = []
+        self._seen: list[Pointer] | str = []
+        self._expected: dict[tuple[str, str], _Expected] = {}
+        """By name and alias, what MLflow says that is not published yet: `champion` moves before its pointer does."""
+        self._told_at: dict[tuple[str, str], datetime] = {}
+        self._told = asyncio.Event()
+        self._is_settled = True
         self._refused = ""
         self._retiring: set[asyncio.Task[None]] = set()
 
     async def start(self) -> Dataplane:
         """Open the first choice; whatever it is refused for."""
         self._seen = await asyncio.to_thread(self._pointers)
-        self._app.dataplane = await self._open(await asyncio.to_thread(choose, self._config, self._directory))
-        return self._app.dataplane
+        opened = await self._open(await asyncio.to_thread(choose, self._config, self._directory))
+        self._app.dataplane = opened
+        self._telemetry.serves(opened.roles.models.values(), is_swap=False)
+        return opened
+
+    def expect(self, moved: AliasMoved) -> bool:
+        """Look at the pointers at once, and until they say what MLflow says; False where that changes nothing here."""
+        webhook, alias = self._config.webhook, (moved.name, moved.alias)
+        # MLflow sends from several threads: an older word may come later.
+        if webhook is None or not _follows(self._config, moved) or moved.at < self._told_at.get(alias, moved.at):
+            return False
+        self._told_at[alias] = moved.at
+        self._expected[alias] = _Expected(moved.version, time.monotonic() + webhook.settle_s)
+        self._told.set()
+        return True
 
     async def run(self) -> None:
-        """Look at the pointers every `config.follow_s` seconds, until cancelled; not at all where that is None."""
-        while self._config.follow_s is not None:
-            await asyncio.sleep(self._config.follow_s)
-            seen = await asyncio.to_thread(self._pointers)
-            if seen != self._seen and await self._follow():
-                self._seen = seen
+        """Look at the pointers every `config.follow_s` seconds and when `expect` says so, until cancelled."""
+        while True:
+            await self._wait()
+            pointers = await asyncio.to_thread(self._pointers)
+            self._is_settled = pointers == self._seen or await self._follow()
+            if self._is_settled:
+                self._seen = pointers
+            self._compare(pointers)
+
+    async def _wait(self) -> None:
+        """Wait for the next look."""
+        pause_s = self._config.follow_s
+        if self._expected:
+            pause_s = min(pause_s or _SETTLES_EVERY_S, _SETTLES_EVERY_S)
+        elif not self._is_settled:
+            pause_s = pause_s or _TRIES_EVERY_S
+        with suppress(TimeoutError):
+            async with asyncio.timeout(pause_s):
+                await self._told.wait()
+        self._told.clear()
+
+    def _compare(self, pointers: list[Pointer] | str) -> None:
+        """Forget what is published and served by now, and what never was, which the log says."""
+        meant = {
+            (pointer.name, alias): release.version
+            for pointer in (pointers if isinstance(pointers, list) else [])
+            for alias, release in pointer.aliases.items()
+        }
+        for (name, alias), expected in list(self._expected.items()):
+            if meant.get((name, alias)) == expected.version:
+                del self._expected[name, alias]
+            elif time.monotonic() > expected.until_s:
+                del self._expected[name, alias]
+                _log.error(
+                    "MLflow says that %s@%s is version %s, which nobody has published to %s; promote it with "
+                    "`rankyard promote`",
+                    name,
+                    alias,
+                    expected.version,
+                    self._directory,
+                )
 
     async def close(self) -> None:
         """Finish what was begun with the choices before this one, and then with it."""
@@ -65,10 +137,10 @@ class Following:
         if self._app.dataplane is not None:
             await self._app.dataplane.close()
 
-    def _pointers(self) -> list[str] | str:
+    def _pointers(self) -> list[Pointer] | str:
         """Everything that the aliases mean; one sentence where that cannot be read."""
         try:
-            return [pointer.model_dump_json() for pointer in deployment.names(self._directory)]
+            return deployment.names(self._directory)
         except RankyardError as error:
             return error.message
 
@@ -81,29 +153,35 @@ class Following:
         try:
             roles = await asyncio.to_thread(choose, self._config, self._directory)
             if serving is not None and _identity(roles) == _identity(serving.roles):
+                self._telemetry.following_refused.set(0)
                 return True
             opened = await self._open(roles)
         except RankyardError as error:
             if error.message != self._refused:
                 _log.error("still serving %s: %s", _names(serving), error.message)
             self._refused = error.message
+            self._telemetry.following_refused.set(1)
             return not isinstance(error, UnavailableError | NotFoundError)
         except Exception:
             _log.exception("still serving %s: the new choice could not be opened", _names(serving))
+            self._telemetry.following_refused.set(1)
             return True
         self._app.dataplane, self._refused = opened, ""
+        self._telemetry.serves(opened.roles.models.values(), is_swap=True)
         _log.warning("serving %s, after %s", _names(opened), _names(serving))
         if serving is not None:
-            task = asyncio.get_running_loop().create_task(self._retire(serving))
+            task = asyncio.get_running_loop().create_task(serving.retire())
             self._retiring.add(task)
             task.add_done_callback(self._retiring.discard)
         return True
 
-    async def _retire(self, old: Dataplane) -> None:
-        await old.retire()
-        for ref in old.roles.models:
-            if self._app.dataplane is not None and ref not in self._app.dataplane.roles.models:
-                self._telemetry.forget(ref)
+
+def _follows(config: GatewayConfig, moved: AliasMoved) -> bool:
+    """Whether what is served may change when this alias moves."""
+    models = config.models
+    named = [models.intent, models.tagging, models.ranking, *(phase.model for phase in config.phases)]
+    is_by_default = None in named[: 2 if config.phases else 3]
+    return f"{moved.name}@{moved.alias}" in named or (is_by_default and moved.alias == "champion")
 
 
 def _identity(roles: Roles) -> tuple[object, ...]:

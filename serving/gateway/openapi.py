@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from functools import cache
 from importlib import resources
-from typing import Any
 
 import msgspec
 
 from models.answers import Understanding
 from models.errors import NotFoundError
-from serving.gateway import arrow, inference, wire
+from serving.gateway import arrow, wire
+from serving.gateway.open_inference import paths as open_inference
+from serving.gateway.operations import get, post
 
 ASSETS = {
     "swagger-ui.css": b"text/css",
@@ -21,19 +21,6 @@ ASSETS = {
 """Swagger UI's own files that the page needs, with their content types."""
 
 _REF = "#/components/schemas/{name}"
-_ERRORS = {
-    "400": "The body is not JSON.",
-    "404": "No such path, or no model that answers this.",
-    "405": "The path answers another method.",
-    "408": "The body did not arrive before the deadline.",
-    "413": "The body, a list or a text is beyond its limit.",
-    "415": "The body is of a kind that needs a package which is not installed.",
-    "422": "The request breaks a rule; `field` is the path of the part at fault.",
-    "429": "Too many requests wait; `Retry-After` says when to come back.",
-    "500": "The gateway failed; its log says why.",
-    "503": "Starting, stopping, or without its model server; `Retry-After` says when to come back.",
-    "504": "The deadline passed before the answer was there.",
-}
 _UNDERSTAND_EXAMPLES = {
     "one": {"value": {"query": "red nike shoes size 10"}},
     "several": {"value": {"queries": ["red nike shoes size 10", "where is my order"]}},
@@ -69,20 +56,19 @@ the rest of the request as JSON: `{"query": {...}, "top_k": 10, "explain": true}
 not fused with others. A candidate's score is `base` and the sum of its features' contributions, to 1e-5. `explanations`
 are the values that the model read, which `"values"` asks for alone, of any model.
 """
-_INFER_DESCRIPTION = """The Open Inference Protocol, for rankers; `/v2/models/NAME/versions/VERSION/infer` is the same.
+_WEBHOOK_DESCRIPTION = """MLflow calls this, where the gateway's `webhook.secret_file` is set.
 
-Inputs are `features` [candidates, features], as the model reads them, or one tensor a feature, by name, [candidates] or
-[candidates, 1]; NaN is missing. The output is `score` [candidates, 1], in the order of the candidates. With the header
-`Inference-Header-Content-Length` the body is JSON of that length and then the raw little-endian tensors, as a stock
-`tritonclient.http` sends them; `"binary_data_output": true` answers in the same way. Errors are `{"error": sentence}`.
+`accepted` where what is served may change, which is looked at at once; `ignored` otherwise. 401 without the
+signature of MLflow or with an old one (`X-MLflow-Signature`, `X-MLflow-Delivery-Id`, `X-MLflow-Timestamp`), 409 for a
+delivery that came before.
 """
-_INFER_EXAMPLES = {
-    "one tensor a feature": {
+_WEBHOOK_EXAMPLES = {
+    "an alias was set": {
         "value": {
-            "inputs": [
-                {"name": "price", "shape": [2], "datatype": "FP32", "data": [59.0, 89.0]},
-                {"name": "stock", "shape": [2], "datatype": "FP32", "data": [None, 3]},
-            ]
+            "entity": "model_version_alias",
+            "action": "created",
+            "timestamp": "2026-01-02T03:04:05+00:00",
+            "data": {"name": "shop-query", "alias": "champion", "version": "3"},
         }
     }
 }
@@ -121,24 +107,21 @@ def document() -> bytes:
         wire.ModelsAnswer,
         wire.StatusAnswer,
         wire.ErrorAnswer,
-        inference.InferRequest,
-        inference.InferAnswer,
-        inference.ModelMetadata,
-        inference.InferError,
+        *open_inference.TYPES,
     ]
     schemas, components = msgspec.json.schema_components(types, ref_template=_REF)
     of = dict(zip(types, schemas, strict=True))
     understanding = {"anyOf": [of[Understanding], of[wire.UnderstandAnswers]]}
     status, error = of[wire.StatusAnswer], of[wire.ErrorAnswer]
     paths = {
-        "/v1/understand": _post(
+        "/v1/understand": post(
             "Intent and entities of one query or of several",
             of[wire.UnderstandRequest],
             _UNDERSTAND_EXAMPLES,
             understanding,
             error,
         ),
-        "/v1/rank": _post(
+        "/v1/rank": post(
             "Order candidates for a query",
             of[wire.RankRequest],
             _RANK_EXAMPLES,
@@ -147,23 +130,19 @@ def document() -> bytes:
             description=_RANK_DESCRIPTION,
             binary=arrow.CONTENT_TYPE.decode(),
         ),
-        "/v2/models/{name}/infer": _named(
-            _post(
-                "Scores of candidates, as tensors",
-                of[inference.InferRequest],
-                _INFER_EXAMPLES,
-                of[inference.InferAnswer],
-                of[inference.InferError],
-                description=_INFER_DESCRIPTION,
-                binary=inference.BINARY.decode(),
-            )
+        "/v1/webhooks/mlflow": post(
+            "MLflow's word that an alias has moved",
+            {"type": "object"},
+            _WEBHOOK_EXAMPLES,
+            status,
+            error,
+            statuses=["400", "401", "404", "409", "422", "503"],
+            description=_WEBHOOK_DESCRIPTION,
         ),
-        "/v2/models/{name}": _named(
-            _get("What a ranker takes and gives", of[inference.ModelMetadata], of[inference.InferError], ["404", "503"])
-        ),
-        "/v1/models": _get("The models that answer", of[wire.ModelsAnswer], error, ["503"]),
-        "/healthz": _get("The process lives", status, error, []),
-        "/readyz": _get("The models are loaded and answer", status, error, ["503"]),
+        "/v1/models": get("The models that answer", of[wire.ModelsAnswer], error, ["503"]),
+        **open_inference.paths(of),
+        "/healthz": get("The process lives", status, error, []),
+        "/readyz": get("The models are loaded and answer", status, error, ["503"]),
         "/metrics": {
             "get": {
                 "summary": "Measurements, in Prometheus' text format",
@@ -198,52 +177,3 @@ def _asset(name: str) -> bytes:
             "the documentation page needs the package swagger-ui-bundle, which is not installed; "
             "pip install 'rankyard[serve]', or read /openapi.json"
         ) from error
-
-
-def _named(path: dict[str, Any]) -> dict[str, Any]:
-    """Say that the path has a model's name in it."""
-    name = {"name": "name", "in": "path", "required": True, "schema": {"type": "string"}}
-    return {**path, "parameters": [name]}
-
-
-def _post(
-    summary: str,
-    body: dict[str, Any],
-    examples: dict[str, Any],
-    answer: dict[str, Any],
-    error: Any,
-    *,
-    description: str = "",
-    binary: str | None = None,
-) -> dict[str, Any]:
-    """Describe a route. binary: the content type of a second form of the body."""
-    content: dict[str, Any] = {"application/json": {"schema": body, "examples": examples}}
-    if binary is not None:
-        content[binary] = {"schema": {"type": "string", "format": "binary"}}
-    return {
-        "post": {
-            "summary": summary,
-            **({"description": description} if description else {}),
-            "parameters": [
-                {
-                    "name": "x-deadline-ms",
-                    "in": "header",
-                    "description": "Milliseconds after which nobody waits for the answer any more.",
-                    "schema": {"type": "number", "exclusiveMinimum": 0},
-                }
-            ],
-            "requestBody": {"required": True, "content": content},
-            "responses": _responses(answer, error, list(_ERRORS)),
-        }
-    }
-
-
-def _get(summary: str, answer: dict[str, Any], error: dict[str, Any], statuses: Sequence[str]) -> dict[str, Any]:
-    return {"get": {"summary": summary, "responses": _responses(answer, error, statuses)}}
-
-
-def _responses(answer: dict[str, Any], error: dict[str, Any], statuses: Sequence[str]) -> dict[str, Any]:
-    responses = {"200": {"description": "The answer", "content": {"application/json": {"schema": answer}}}}
-    for status in statuses:
-        responses[status] = {"description": _ERRORS[status], "content": {"application/json": {"schema": error}}}
-    return responses

@@ -21,7 +21,9 @@ from serving.gateway.batcher import Batcher
 from serving.gateway.config import FuseConfig, LimitsConfig, LinearConfig, PhaseConfig
 from serving.gateway.explain import Explainers
 from serving.gateway.explain import values as explain_values
+from serving.gateway.flow import Outputs, Place
 from serving.gateway.published import Published
+from serving.gateway.statistics import Asked
 from serving.gateway.telemetry import Telemetry
 from serving.gateway.wire import Explain
 from serving.runtime.protocol import ServedModel
@@ -52,8 +54,22 @@ class _Order:
     encoded: Encoded
 
 
+@dataclass(frozen=True, slots=True)
+class _Scores:
+    """A phase's scores of the candidates in the rows `scored`, rising; `failure` says why it has not all of them."""
+
+    scored: NDArray[np.int64]
+    scores: NDArray[np.float64]
+    encoded: Encoded
+    failure: RankyardError | None
+
+
 class Rank:
-    """Runs a request through the phases. A later phase that fails or overruns is skipped, and the answer says so."""
+    """Runs a request through the phases. What a later phase fails or overruns on is left out, and the answer says so.
+
+    A later phase that scored no candidate is skipped: the order before it stands. One that scored some of them orders
+    those among themselves, within the places that they held; every other candidate keeps its place and its score.
+    """
 
     def __init__(
         self,
@@ -65,7 +81,7 @@ class Rank:
         n_threads: int,
     ) -> None:
         self._batcher = batcher
-        self._telemetry = telemetry
+        self._series = {served.ref: telemetry.model(served) for served, _ in phases}
         self._phases = phases
         self._fuses = any(config.fuse is not None for _, config in phases)
         self._models = models
@@ -74,13 +90,29 @@ class Rank:
         self._encoders = Encoders(n_threads, limits.max_queue_length)
         self._explainers = Explainers(self._encoders.threads)
 
-    async def answer(self, request: RankRequest, *, top_k: int | None, explain: Explain, deadline_s: float) -> Ranking:
-        """Rank candidates; InputError, NotFoundError, OverloadedError, DeadlineError, UnavailableError."""
-        if not self._phases:
-            raise NotFoundError("a ranking model must be served to rank candidates, there is none; promote one first")
+    def admit(self, deadline_s: float) -> Place:
+        """Keep room before the first phase's model for candidates that are not read yet; raises as `answer`."""
+        served, config = self._first
+        return self._batcher.admit(served, _within(config, deadline_s))
+
+    async def answer(
+        self,
+        request: RankRequest,
+        *,
+        top_k: int | None,
+        explain: Explain,
+        deadline_s: float,
+        place: Place | None = None,
+    ) -> Ranking:
+        """Rank candidates; InputError, NotFoundError, OverloadedError, DeadlineError, UnavailableError.
+
+        place: what `admit` gave; without, the first phase is admitted when its model is asked, as the others are.
+        """
+        first, _ = self._first
         if explain is True:
             await self._expect_explained()
         if not request.ids:
+            self._models[first.ref].expect_known(self._for_model(first.ref, request))
             return Ranking((), tuple(served.ref for served, _ in self._phases), ())
         phases: list[Phase] = []
         reasons: list[str] = []
@@ -90,20 +122,31 @@ class Rank:
         for number, (served, config) in enumerate(self._phases):
             started = time.perf_counter()
             n_in = len(ids)
+            asked = _subset(request, ids)
+            series = self._series[served.ref]
             try:
-                order = await self._score(served, _subset(request, ids), _within(config, deadline_s))
-                if self._fuses:
-                    scored[number] = {one.id: one.score for one in order.ranked}
-                    order = replace(order, ranked=_fused(order, number, scored, config.fuse))
+                with series.phase(), Asked(series.statistics):
+                    found = await self._score(
+                        served, asked, config, deadline_s, place if order is None else None, is_first=order is None
+                    )
+                    with series.decode():
+                        ranking = self._ranked(found, asked.ids, number, scored)
             except RankyardError as error:
-                if number == 0:
+                if order is None:
                     raise
-                self._telemetry.degraded(served.ref)
-                reasons.append(f"{served.ref} was skipped: {error.message}")
+                series.degraded.inc()
+                reasons.append(f"{served.ref} was skipped: {_why(error, config)}")
             else:
+                order = _Order(_placed(ranking, found.scored, order, n_in), asked.ids, found.encoded)
+                if found.failure is not None:
+                    series.degraded.inc()
+                    reasons.append(
+                        f"{served.ref} scored {len(ranking)} of {n_in} candidates, the others keep their places: "
+                        f"{_why(found.failure, config)}"
+                    )
                 ids = [one.id for one in order.ranked]
                 ms = (time.perf_counter() - started) * 1e3
-                phases.append(Phase(served.ref, n_in, min(n_in, config.keep or n_in), round(ms, 3)))
+                phases.append(Phase(served.ref, n_in, min(n_in, config.keep or n_in), round(ms, 3), len(ranking)))
             ids = ids[: config.keep]
         assert order is not None
         ranking = order.ranked[: len(ids[:top_k])]
@@ -116,38 +159,66 @@ class Rank:
         )
         return await self._explained(answer, order, explain, deadline_s) if explain else answer
 
+    @property
+    def _first(self) -> tuple[ServedModel, PhaseConfig]:
+        if not self._phases:
+            raise NotFoundError("a ranking model must be served to rank candidates, there is none; promote one first")
+        return self._phases[0]
+
     def close(self) -> None:
         """End the encoding threads."""
         self._encoders.close()
 
-    async def _score(self, served: ServedModel, request: RankRequest, deadline_s: float) -> _Order:
+    async def encode(self, served: ServedModel, request: RankRequest, deadline_s: float) -> Encoded:
+        """What this model reads of the candidates; on a thread where it computes features of their texts."""
         model = self._models[served.ref]
-        asked = self._for_model(served.ref, request)
         if served.bundle.manifest.reads_texts:
-            encoded = await self._encoders.encode(model, asked, deadline_s)
-        else:
-            encoded = model.encode(asked)
-        outputs = await self._outputs(served, model, encoded, deadline_s)
-        return _Order(model.decode(asked, encoded, outputs), request.ids, encoded)
+            return await self._encoders.encode(model, request, deadline_s)
+        return model.encode(request)
 
-    async def _outputs(
-        self, served: ServedModel, model: RankingModel, encoded: Encoded, deadline_s: float
-    ) -> Mapping[str, NDArray[np.generic]]:
-        """Scores [D]; the blocks of a long list are queued one by one, so that all workers share it."""
-        rows = model.blocks(encoded)
-        if len(rows) == 1:
-            return await self._batcher.submit(served, encoded, deadline_s)
-        futures = [self._batcher.submit(served, trimmed(encoded, block), deadline_s) for block in rows]
+    async def _score(
+        self,
+        served: ServedModel,
+        request: RankRequest,
+        config: PhaseConfig,
+        deadline_s: float,
+        place: Place | None,
+        *,
+        is_first: bool,
+    ) -> _Scores:
+        deadline_s = _within(config, deadline_s)
+        with self._series[served.ref].encode():
+            encoded = await self.encode(served, self._for_model(served.ref, request), deadline_s)
+        # Under a budget the best candidates so far come first; else those of like length go together.
+        blocks = self._models[served.ref].blocks(encoded, in_order=config.budget_ms is not None)
+        if len(blocks) == 1:
+            # As they came, whatever the order of the block.
+            answer = await self._batcher.submit(served, encoded, deadline_s, place)
+            return _Scores(np.arange(encoded.length), _scores(answer), encoded, None)
+        tasks = [asyncio.ensure_future(self._block(served, encoded, block, deadline_s, place)) for block in blocks]
         try:
-            answers = await asyncio.gather(*futures)
+            answers = await asyncio.gather(*tasks, return_exceptions=not is_first)
         finally:
-            # Where one block failed, nobody waits for the others.
-            for future in futures:
-                future.cancel()
-        scores_D = np.empty(encoded.length, dtype=np.float32)
-        for block, answer in zip(rows, answers, strict=True):
-            scores_D[block] = answer["score"]
-        return {"score": scores_D}
+            # Where nothing can come of it any more, nobody waits for the others.
+            for task in tasks:
+                task.cancel()
+        return _joined(blocks, answers, encoded)
+
+    async def _block(
+        self, served: ServedModel, encoded: Encoded, block: NDArray[np.int64], deadline_s: float, place: Place | None
+    ) -> Outputs:
+        """Score some rows; the blocks of a long list are queued one by one, so that all workers share it."""
+        return await self._batcher.submit(served, trimmed(encoded, block), deadline_s, place)
+
+    def _ranked(
+        self, found: _Scores, ids: Sequence[str], number: int, scored: dict[int, dict[str, float]]
+    ) -> tuple[Ranked, ...]:
+        """Order what phase `number` scored, fused with the phases before it where that is configured."""
+        ids = ids if len(found.scored) == len(ids) else [ids[row] for row in found.scored.tolist()]
+        if self._fuses:
+            scored[number] = dict(zip(ids, found.scores.tolist(), strict=True))
+        fuse = self._phases[number][1].fuse
+        return ranked(ids, found.scores) if fuse is None else _fused(ids, scored, fuse)
 
     def _for_model(self, ref: str, request: RankRequest) -> RankRequest:
         """Leave out the features that only other phases know; one that none knows is left for the model to refuse."""
@@ -210,19 +281,59 @@ class Encoders:
         self.threads.shutdown(wait=True, cancel_futures=True)
 
 
-def _fused(
-    order: _Order, number: int, scored: Mapping[int, Mapping[str, float]], fuse: FuseConfig | None
+def _joined(
+    blocks: Sequence[NDArray[np.int64]], answers: Sequence[Outputs | BaseException], encoded: Encoded
+) -> _Scores:
+    """Put the scores of all blocks that came into one list; raises where none did."""
+    scores_D = np.full(encoded.length, np.nan)
+    is_scored_D = np.zeros(encoded.length, dtype=bool)
+    failure: RankyardError | None = None
+    for block, answer in zip(blocks, answers, strict=True):
+        if isinstance(answer, RankyardError):
+            failure = answer
+        elif isinstance(answer, BaseException):
+            raise answer
+        else:
+            scores_D[block] = _scores(answer)
+            is_scored_D[block] = True
+    scored = np.flatnonzero(is_scored_D)
+    if failure is not None and not len(scored):
+        raise failure
+    return _Scores(scored, scores_D[scored], encoded, failure)
+
+
+def _scores(answer: Outputs) -> NDArray[np.float64]:
+    return np.asarray(answer["score"], dtype=np.float64).reshape(-1)
+
+
+def _placed(
+    ranking: tuple[Ranked, ...], scored: NDArray[np.int64], before: _Order | None, n_in: int
 ) -> tuple[Ranked, ...]:
-    """Order the candidates by what all phases up to `number` said of them, those that were skipped left out."""
-    if fuse is None:
-        return order.ranked
-    phases = [phase for phase in sorted(scored) if phase <= number]
-    scores_PD = [np.array([scored[phase][identity] for identity in order.ids]) for phase in phases]
+    """Put candidates that were scored, in their new order, into the places that they held; the others keep theirs."""
+    if before is None or len(ranking) == n_in:
+        return ranking
+    placed = list(before.ranked[:n_in])
+    for place, one in zip(scored.tolist(), ranking, strict=True):
+        placed[place] = Ranked(one.id, one.score, place + 1)
+    return tuple(placed)
+
+
+def _fused(ids: Sequence[str], scored: Mapping[int, Mapping[str, float]], fuse: FuseConfig) -> tuple[Ranked, ...]:
+    """Order candidates by what the phases said of them, without those that did not score every one of them."""
+    phases = [phase for phase in sorted(scored) if all(identity in scored[phase] for identity in ids)]
+    scores_PD = [np.array([scored[phase][identity] for identity in ids]) for phase in phases]
     if isinstance(fuse, LinearConfig):
         fused_D = fusion.linear(scores_PD, [fuse.weights[phase] for phase in phases])
     else:
         fused_D = fusion.reciprocal_rank(scores_PD, fuse.k)
-    return ranked(order.ids, fused_D)
+    return ranked(ids, fused_D)
+
+
+def _why(error: RankyardError, config: PhaseConfig) -> str:
+    """Say why a phase has not scored everything; its own budget is nothing that a caller could change."""
+    if config.budget_ms is not None and isinstance(error, DeadlineError):
+        return f"its budget of {config.budget_ms:g} ms was over"
+    return error.message
 
 
 def _within(config: PhaseConfig, deadline_s: float) -> float:

@@ -21,11 +21,11 @@ def check_candidates(
         for index, identity in enumerate(ids):
             if identity in seen:
                 raise InputError(
-                    f"a candidate's id must be its own, got {identity!r} twice; send every candidate once",
+                    f"a candidate's id must be its own, got {identity[:60]!r} twice; send every candidate once",
                     field=place.format(index),
                 )
             seen.add(identity)
-    _check_texts(query, texts, len(ids), limits)
+    check_texts(query, texts, len(ids), limits)
 
 
 def check_number(n: int, limits: LimitsConfig) -> None:
@@ -37,7 +37,8 @@ def check_number(n: int, limits: LimitsConfig) -> None:
         )
 
 
-def _check_texts(query: str, texts: Sequence[str | None] | None, n: int, limits: LimitsConfig) -> None:
+def check_texts(query: str, texts: Sequence[str | None] | None, n: int, limits: LimitsConfig) -> None:
+    """Hold the texts of `n` candidates and of their query against the limits; TooLargeError, InputError."""
     if len(query) > limits.max_query_chars:
         raise TooLargeError(
             f"a query must have at most {limits.max_query_chars} characters, got {len(query)}; shorten it",

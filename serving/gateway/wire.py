@@ -5,7 +5,7 @@ OpenAPI is generated from these same structs.
 
 from __future__ import annotations
 
-import json
+import re
 from typing import Annotated, Any, Literal, TypeVar
 
 import msgspec
@@ -13,6 +13,8 @@ from msgspec import UNSET, Meta, Struct, UnsetType
 
 from models.answers import Ranked, Ranking
 from serving.gateway.errors import MalformedError, invalid
+
+_ESCAPED = re.compile(rb"\\.", re.DOTALL)
 
 Number = float | None
 """A feature's value; null is missing."""
@@ -39,7 +41,7 @@ class Query(Struct, forbid_unknown_fields=True, frozen=True):
 
 
 class Candidate(Struct, forbid_unknown_fields=True, frozen=True):
-    """One candidate; a feature that is null or absent is missing."""
+    """One candidate; a feature that is null or absent is missing. Of a feature that is sent twice the last counts."""
 
     id: str
     text: str | None = None
@@ -47,7 +49,7 @@ class Candidate(Struct, forbid_unknown_fields=True, frozen=True):
 
 
 class Columns(Struct, forbid_unknown_fields=True, frozen=True):
-    """All candidates by column: every list is as long as `ids`."""
+    """All candidates by column: every list is as long as `ids`, and has a name of its own."""
 
     ids: list[str]
     texts: list[str | None] | None = None
@@ -108,13 +110,17 @@ class UnderstandAnswers(Struct, frozen=True):
     ]
 
 
-class PhaseAnswer(Struct, frozen=True, rename={"n_in": "in", "n_out": "out"}):
-    """One pass over the candidates: how many came in and went on, and its time in milliseconds."""
+class PhaseAnswer(Struct, frozen=True, rename={"n_in": "in", "n_out": "out", "n_scored": "scored"}):
+    """One pass over the candidates: how many came in, went on and were scored, and its time in milliseconds.
+
+    `scored` is below `in` where the phase ran out of its budget: the others keep the places that they had.
+    """
 
     model: str
     n_in: int
     n_out: int
     ms: float
+    n_scored: int
 
 
 class ContributionsAnswer(Struct, frozen=True):
@@ -125,7 +131,9 @@ class ContributionsAnswer(Struct, frozen=True):
 
 
 class RankAnswer(Struct, frozen=True):
-    """Candidates in order. `degraded`: a later phase was skipped, `reason` says why.
+    """Candidates in order. `degraded`: a later phase was skipped or scored some of them alone, `reason` says why.
+
+    A candidate's score is that of the last phase that scored it, and compares with those of the same phase.
 
     explanations: candidate -> feature -> the value that the model read, null when missing. contributions: what each of
     those values added to the score.
@@ -180,8 +188,8 @@ def decode(body: bytes, decoder: msgspec.json.Decoder[S]) -> S:
     except msgspec.ValidationError as error:
         raise invalid(error, body) from error
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        if b"NaN" in body:
-            return decode(_without_nan(body), decoder)
+        if (plain := without_nan(body)) != body:
+            return decode(plain, decoder)
         raise MalformedError(
             f"a body must be JSON in UTF-8, got {len(body)} bytes with: {error}; correct it"
         ) from error
@@ -192,7 +200,7 @@ def rank_answer(answer: Ranking) -> RankAnswer:
     return RankAnswer(
         ranking=answer.ranking,
         models=answer.models,
-        phases=[PhaseAnswer(phase.model, phase.n_in, phase.n_out, phase.ms) for phase in answer.phases],
+        phases=[PhaseAnswer(one.model, one.n_in, one.n_out, one.ms, one.n_scored) for one in answer.phases],
         degraded=answer.degraded,
         reason=UNSET if answer.reason is None else answer.reason,
         explanations=answer.explanations or UNSET,
@@ -202,14 +210,13 @@ def rank_answer(answer: Ranking) -> RankAnswer:
     )
 
 
-def _without_nan(body: bytes) -> bytes:
-    def constant(name: str) -> None:
-        if name != "NaN":
-            raise ValueError(f"{name} is not a number that JSON knows")
-
-    try:
-        return encode(json.loads(body, parse_constant=constant))
-    except (ValueError, RecursionError) as error:
-        raise MalformedError(
-            f"a body must be JSON in UTF-8, got {len(body)} bytes with: {error}; correct it"
-        ) from error
+def without_nan(body: bytes) -> bytes:
+    """Write null for every NaN of a body that is not within a text: one that an even number of quotes comes before."""
+    first, *others = body.split(b"NaN")
+    parts, before, is_text = [first], first, False
+    for part in others:
+        quoted = _ESCAPED.sub(b"", before) if b"\\" in before else before
+        is_text ^= quoted.count(b'"') % 2 == 1
+        parts += [b"NaN" if is_text else b"null", part]
+        before = part
+    return b"".join(parts)

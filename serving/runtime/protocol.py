@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Awaitable
+from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -11,6 +13,9 @@ from numpy.typing import NDArray
 from models.batch import Arrays
 from models.errors import RankyardError
 from registry.bundle import Bundle
+
+trace_context: ContextVar[tuple[str, str] | None] = ContextVar("trace_context", default=None)
+"""W3C `traceparent` and `tracestate` of the traced request that `infer` works for, to be sent on to another server."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,13 +46,19 @@ class Runtime(Protocol):
 
     n_workers: int
     """How many batches it works on at once; more would only wait inside it."""
-    is_degraded: bool
-    """Whether it answers from elsewhere than it should."""
+    n_ahead: int
+    """How many full batches more may stand ready in it, so that no worker idles while the next one is made."""
+
+    @property
+    def is_degraded(self) -> bool:
+        """Whether it answers from elsewhere than it should."""
 
     async def load(self, model: ServedModel) -> None:
         """Make `model` ready to run and prove it on the bundle's golden rows; ParityError where they differ."""
 
-    async def infer(self, model: ServedModel, inputs: Arrays, *, timeout_s: float) -> dict[str, NDArray[np.generic]]:
+    def infer(
+        self, model: ServedModel, inputs: Arrays, *, timeout_s: float
+    ) -> Awaitable[dict[str, NDArray[np.generic]]]:
         """Run one collated batch; DeadlineError after `timeout_s` seconds."""
 
     async def close(self) -> None:

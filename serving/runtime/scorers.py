@@ -28,7 +28,8 @@ SIZES = tuple(2**power for power in range(11))
 """Lengths of list at which scorers are timed; a longer list is scored as the longest of them."""
 CALIBRATION_S = 0.2
 _N_PROOF = 256
-_N_ROUNDS = 3
+_N_ROUNDS, _MOST_ROUNDS = 3, 9
+"""How often a size is timed; short lists more often, as a busy machine disturbs them more than it costs."""
 
 _OTHERS = (BoosterScorer,)
 """Scorers beside ONNX Runtime, which is the measure of all."""
@@ -61,17 +62,22 @@ class OnnxScorer:
 
 
 class SizedScorer:
-    """The fastest scorer of each length: `scorers[i]` up to `sizes[i]` documents, the last one beyond."""
+    """The fastest scorer of each length: `scorers[i]` up to `sizes[i]` documents in `seconds[i]`, the last beyond."""
 
-    def __init__(self, sizes: Sequence[int], scorers: Sequence[Scorer]) -> None:
+    def __init__(self, sizes: Sequence[int], scorers: Sequence[Scorer], seconds: Sequence[float]) -> None:
         self.sizes = tuple(sizes)
         self.scorers = tuple(scorers)
+        self.seconds = tuple(seconds)
         self._scores = [scorer.score for scorer in (*scorers, scorers[-1])]
 
     def run(self, arrays: Arrays) -> dict[str, NDArray[np.generic]]:
         """Run one batch, as a session does."""
         features_DF = arrays["features"]
         return {"score": self._scores[bisect_left(self.sizes, len(features_DF))](features_DF)}  # type: ignore[arg-type]
+
+    def rows_within(self, seconds: float) -> int:
+        """How many documents are scored in so long, 0 where not even one is; at most the longest list timed."""
+        return int(np.interp(seconds, np.maximum.accumulate(self.seconds), self.sizes, left=0))
 
     def __str__(self) -> str:
         """Who scores from which length on: `onnx from 1, xgboost from 32`."""
@@ -144,31 +150,34 @@ def _prove(bundle: Bundle, scorer: Scorer, reference: Scorer, rows_DF: NDArray[n
 
 def calibrate(
     scorers: Sequence[Scorer], rows_DF: NDArray[np.float32], most_s: float
-) -> tuple[tuple[int, ...], tuple[Scorer, ...]]:
-    """Time every scorer at each of SIZES, in turns, and give the fastest of each.
+) -> tuple[tuple[int, ...], tuple[Scorer, ...], tuple[float, ...]]:
+    """Time every scorer at each of SIZES, in turns; gives the sizes, and of each the fastest scorer and its seconds.
 
+    Times are the calling thread's own: a wait for a busy processor would choose the wrong scorer for good.
     A size that cannot be timed once more within `most_s` seconds in all is left out, and those above it: they go by the
     largest one that was.
     """
-    started = time.perf_counter()
-    sizes, fastest = [], []
+    started = time.thread_time()
+    sizes, fastest, seconds = [], [], []
     for size in SIZES:
-        spent = time.perf_counter() - started
+        spent = time.thread_time() - started
         best = dict.fromkeys(range(len(scorers)), math.inf)
-        for turn in range(_N_ROUNDS):
-            if turn and time.perf_counter() - started > most_s:
+        n_rounds = min(max(_N_ROUNDS, SIZES[-1] // size), _MOST_ROUNDS)
+        for turn in range(n_rounds):
+            if turn and time.thread_time() - started > most_s:
                 break
             for place, scorer in enumerate(scorers):
                 # Other rows each time: a processor learns the way that one row takes.
                 first = (turn * size) % (len(rows_DF) - size + 1)
                 features_DF = rows_DF[first : first + size]
-                begun = time.perf_counter()
+                begun = time.thread_time()
                 scorer.score(features_DF)
-                best[place] = min(best[place], time.perf_counter() - begun)
+                best[place] = min(best[place], time.thread_time() - begun)
         sizes.append(size)
         fastest.append(scorers[min(best, key=best.__getitem__)])
-        took = time.perf_counter() - started - spent
+        seconds.append(min(best.values()))
+        took = time.thread_time() - started - spent
         # The next size has up to four times as many rows.
-        if time.perf_counter() - started + 4 * took / _N_ROUNDS > most_s:
+        if time.thread_time() - started + 4 * took / n_rounds > most_s:
             break
-    return tuple(sizes), tuple(fastest)
+    return tuple(sizes), tuple(fastest), tuple(seconds)

@@ -1,4 +1,8 @@
-"""The Triton runtime: batches go to a server over gRPC, one connection for all models."""
+"""The Triton runtime: batches go to a server over gRPC, one connection for all models.
+
+Of Triton's own client the messages alone are used: its objects for tensors and calls are made anew for each request,
+which a lone one waits for.
+"""
 
 from __future__ import annotations
 
@@ -7,17 +11,22 @@ from collections.abc import Awaitable
 from functools import cached_property
 from typing import Any
 
+import grpc
+import grpc.aio
 import numpy as np
-import tritonclient.grpc.aio as triton
 from numpy.typing import NDArray
-from tritonclient.utils import InferenceServerException
+from tritonclient.grpc import service_pb2 as messages
+from tritonclient.grpc import service_pb2_grpc as services
+from tritonclient.utils import triton_to_np_dtype
 
 from models.batch import Arrays
 from models.errors import DeadlineError, NotFoundError, RankyardError, UnavailableError
 from registry import golden
-from serving.runtime.protocol import ServedModel
-from serving.triton.config import DIGEST, VARIANT
+from serving.runtime.protocol import ServedModel, trace_context
+from serving.triton.config import DIGEST, PRECISION, VARIANT
 from serving.triton.tensors import DATATYPES, as_declared, batches, joined
+
+Headers = tuple[tuple[str, str], ...]
 
 _LOAD_TIMEOUT_S = 30.0
 _MAX_BYTES = 2**31 - 1
@@ -39,6 +48,7 @@ class TritonRuntime:
 
     def __init__(self, url: str, n_workers: int = 4) -> None:
         self.n_workers = n_workers
+        self.n_ahead = 0
         self.is_degraded = False
         self._url = url.removeprefix("grpc://")
         self._max_rows: dict[str, int] = {}
@@ -50,20 +60,22 @@ class TritonRuntime:
         ParityError: other answers.
         """
         config = await self._config(model)
-        digest = config.get("parameters", {}).get(f"{DIGEST}.{model.version}", {}).get("string_value", "")
+        digest = config.parameters[f"{DIGEST}.{model.version}"].string_value
         if digest != model.bundle.digest:
             raise NotFoundError(
                 f"Triton at {self._url} must serve the bundle {model.bundle.digest[:12]} as {model.ref}, it has "
                 f"{digest[:12] or 'another model'}; run `rankyard deploy {model.name}`"
             )
-        max_rows = int(config["max_batch_size"])
+        max_rows = config.max_batch_size
         loop = asyncio.get_running_loop()
 
         def run(arrays: Arrays) -> Arrays:
             return asyncio.run_coroutine_threadsafe(self._run(model, arrays, max_rows, _LOAD_TIMEOUT_S), loop).result()
 
-        variant = config["parameters"].get(VARIANT, {}).get("string_value") or model.bundle.variant
-        await asyncio.to_thread(golden.check, model.bundle, variant, run)
+        variant = config.parameters[VARIANT].string_value or model.bundle.variant
+        precision = config.parameters[PRECISION].string_value or variant
+        tolerance = model.bundle.manifest.tolerance_of(precision)
+        await asyncio.to_thread(golden.check, model.bundle, variant, run, tolerance)
         self._max_rows[model.bundle.digest] = max_rows
 
     async def infer(self, model: ServedModel, inputs: Arrays, *, timeout_s: float) -> dict[str, NDArray[np.generic]]:
@@ -73,60 +85,99 @@ class TritonRuntime:
             raise UnavailableError(
                 f"{model.ref} must be loaded before it runs, the runtime is without it; start it again"
             )
-        return await self._run(model, inputs, max_rows, timeout_s)
+        return await self._run(model, inputs, max_rows, timeout_s, _headers(trace_context.get()))
 
     async def close(self) -> None:
         """Close the connection."""
         self._max_rows.clear()
-        if "_client" in vars(self):
-            await self._client.close()
+        if "_channel" in vars(self):
+            await self._channel.close()
 
     @cached_property
-    def _client(self) -> Any:
+    def _channel(self) -> Any:
         # Made on first use: a connection belongs to the event loop that runs when it is made.
-        return triton.InferenceServerClient(self._url, channel_args=_OPTIONS)
+        return grpc.aio.insecure_channel(self._url, _OPTIONS)
 
-    async def _config(self, model: ServedModel) -> dict[str, Any]:
-        request = self._client.get_model_config(model.name, model.version, as_json=True, client_timeout=_LOAD_TIMEOUT_S)
-        config: dict[str, Any] = (await self._call(request, model, _LOAD_TIMEOUT_S))["config"]
-        return config
+    @cached_property
+    def _server(self) -> Any:
+        return services.GRPCInferenceServiceStub(self._channel)
+
+    async def _config(self, model: ServedModel) -> Any:
+        request = messages.ModelConfigRequest(name=model.name, version=model.version)
+        call = self._server.ModelConfig(request, timeout=_LOAD_TIMEOUT_S)
+        return (await self._called(call, model, _LOAD_TIMEOUT_S)).config
 
     async def _run(
-        self, model: ServedModel, inputs: Arrays, max_rows: int, timeout_s: float
+        self, model: ServedModel, inputs: Arrays, max_rows: int, timeout_s: float, headers: Headers = ()
     ) -> dict[str, NDArray[np.generic]]:
-        parts = [self._infer(model, part, timeout_s) for part in batches(inputs, max_rows)]
-        return joined([await parts[0]] if len(parts) == 1 else await asyncio.gather(*parts))
+        parts = batches(inputs, max_rows)
+        if len(parts) == 1:
+            return await self._infer(model, parts[0], timeout_s, headers)
+        return joined(await asyncio.gather(*(self._infer(model, part, timeout_s, headers) for part in parts)))
 
-    async def _infer(self, model: ServedModel, arrays: Arrays, timeout_s: float) -> dict[str, NDArray[np.generic]]:
-        signature = model.bundle.manifest.signature
-        tensors = []
-        for spec in signature.inputs:
-            array = arrays[spec.name]
-            tensor = triton.InferInput(spec.name, list(array.shape), DATATYPES[spec.dtype])
-            tensor.set_data_from_numpy(np.ascontiguousarray(array))
-            tensors.append(tensor)
-        request = self._client.infer(model.name, tensors, model.version, client_timeout=timeout_s)
-        answer = await self._call(request, model, timeout_s)
-        return as_declared({spec.name: answer.as_numpy(spec.name) for spec in signature.outputs}, signature)
-
-    async def _call(self, request: Awaitable[Any], model: ServedModel, timeout_s: float) -> Any:
+    async def _infer(
+        self, model: ServedModel, arrays: Arrays, timeout_s: float, headers: Headers
+    ) -> dict[str, NDArray[np.generic]]:
+        call = self._server.ModelInfer(_request(model, arrays), timeout=timeout_s, metadata=headers)
+        answer = await self._called(call, model, timeout_s)
         try:
-            return await request
-        except InferenceServerException as error:
+            outputs = _outputs(answer)
+        except ValueError as error:  # bytes that are not those of the shape
+            raise RankyardError(
+                f"Triton must answer {model.ref} with whole tensors, got: {error}; restart it"
+            ) from error
+        return as_declared(outputs, arrays, model.bundle.manifest.signature)
+
+    async def _called(self, call: Awaitable[Any], model: ServedModel, timeout_s: float) -> Any:
+        try:
+            return await call
+        except grpc.aio.AioRpcError as error:
             raise self._translated(error, model, timeout_s) from error
 
-    def _translated(self, error: InferenceServerException, model: ServedModel, timeout_s: float) -> RankyardError:
-        status, reason = error.status() or "", " ".join(error.message().split())
-        if "DEADLINE_EXCEEDED" in status:
+    def _translated(self, error: grpc.aio.AioRpcError, model: ServedModel, timeout_s: float) -> RankyardError:
+        status, reason = error.code(), " ".join((error.details() or "").split())
+        if status == grpc.StatusCode.DEADLINE_EXCEEDED:
             return DeadlineError(
                 f"{model.ref} must answer within {timeout_s * 1e3:.0f} ms, it did not; allow more time or send less"
             )
-        if "NOT_FOUND" in status or "unknown model" in reason or "not found" in reason:
+        if status == grpc.StatusCode.NOT_FOUND or "unknown model" in reason or "not found" in reason:
             return NotFoundError(
                 f"Triton at {self._url} must have {model.ref}, got: {reason}; run `rankyard deploy {model.name}`"
             )
-        if "UNAVAILABLE" in status or "CANCELLED" in status:
+        if status in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED):
             return UnavailableError(
                 f"a Triton server must answer on {self._url}, got: {reason}; start one with `rankyard triton up`"
             )
         return RankyardError(f"Triton failed on {model.ref}: {reason}")
+
+
+def _request(model: ServedModel, arrays: Arrays) -> Any:
+    """Write every tensor as its bytes."""
+    tensors = [(spec, arrays[spec.name]) for spec in model.bundle.manifest.signature.inputs]
+    return messages.ModelInferRequest(
+        model_name=model.name,
+        model_version=model.version,
+        inputs=[
+            messages.ModelInferRequest.InferInputTensor(
+                name=spec.name, datatype=DATATYPES[spec.dtype], shape=array.shape
+            )
+            for spec, array in tensors
+        ],
+        raw_input_contents=[array.tobytes() for _, array in tensors],
+    )
+
+
+def _outputs(answer: Any) -> dict[str, NDArray[np.generic]]:
+    """Read every tensor; ValueError where its bytes are not those of the shape."""
+    return {
+        output.name: np.frombuffer(raw, triton_to_np_dtype(output.datatype)).reshape(output.shape)
+        for output, raw in zip(answer.outputs, answer.raw_output_contents, strict=True)
+    }
+
+
+def _headers(context: tuple[str, str] | None) -> Headers:
+    """Metadata that carries on the trace of a request: https://www.w3.org/TR/trace-context."""
+    if context is None:
+        return ()
+    traceparent, state = context
+    return (("traceparent", traceparent), *((("tracestate", state),) if state else ()))

@@ -2,6 +2,7 @@
 
 - `NAME/config.pbtxt`: which version is served, and by which backend;
 - `NAME/VERSION/model.onnx`: the variant asked for, or the bundle's own choice of float32 and int8;
+- `NAME/warmup/VERSION/`: a row of every input, which the model runs before it is asked;
 - `NAME/VERSION/model.py`: runs it for Triton's Python backend; the onnxruntime backend has no use for it.
 """
 
@@ -17,13 +18,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from models.batch import Arrays, collate, split
-from models.errors import ParityError, RankyardError, WorkspaceError
+from models.errors import ParityError, RankyardError, UnavailableError, WorkspaceError
 from registry import golden
 from registry.bundle import Bundle, sha256
 from registry.deployment import resolve
 from registry.files import flush, replace
-from serving.triton.config import TritonSettings, config_pbtxt
+from serving.triton import kept, warmup
+from serving.triton.config import config_pbtxt
 from serving.triton.http import TritonHttp
+from serving.triton.settings import TritonSettings
 
 CONFIG = "config.pbtxt"
 MODEL = "model.onnx"
@@ -34,12 +37,16 @@ _BACKEND_SOURCE = Path(__file__).parent / "backend_model.py"
 
 @dataclass(frozen=True, slots=True)
 class Deployed:
-    """A version in a repository; `is_ready` where a server has loaded it and it answered as the bundle does."""
+    """A version in a repository.
+
+    is_ready: a server has loaded it and it answered as the bundle does. kept: the sweep that its scheduling is from.
+    """
 
     name: str
     version: str
     path: Path
     is_ready: bool
+    kept: kept.Kept | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,21 +63,24 @@ def deploy(
 ) -> list[Deployed]:
     """Write the champions of `names`, and where there is a server load them and prove their answers.
 
-    All bundles are verified before the first is written. triton_url: the server's HTTP address; UnavailableError where
-    it cannot be reached, and whatever `install` refuses a model for.
+    All bundles are verified before the first is written. What a sweep has found for a model stands where `settings`
+    says nothing. triton_url: the server's HTTP address; UnavailableError where it cannot be reached, and whatever
+    `install` refuses a model for.
     """
     resolved = [resolve(deployment, f"{name}@champion") for name in names]
-    if triton_url is None:
-        return [
-            Deployed(name, version, write(repository, name, version, bundle, settings).path, is_ready=False)
-            for name, version, bundle in resolved
-        ]
-    server = TritonHttp(triton_url)
-    server.expect_live()
-    return [
-        Deployed(name, version, install(server, repository, name, version, bundle, settings), is_ready=True)
-        for name, version, bundle in resolved
-    ]
+    server = None if triton_url is None else TritonHttp(triton_url)
+    if server is not None:
+        server.expect_live()
+    deployed = []
+    for name, version, bundle in resolved:
+        found = kept.read(deployment, name, kept.target(bundle, settings))
+        fitted = kept.applied(found, settings)
+        if server is None:
+            path = write(repository, name, version, bundle, fitted).path
+        else:
+            path = install(server, repository, name, version, bundle, fitted)
+        deployed.append(Deployed(name, version, path, is_ready=server is not None, kept=found))
+    return deployed
 
 
 def install(
@@ -78,13 +88,13 @@ def install(
 ) -> Path:
     """Write a version, load it and prove its answers; gives its directory.
 
-    RankyardError where the server cannot load it, ParityError where it answers otherwise than the bundle: the
-    repository is then as it was, and the server serves what it served before.
+    RankyardError where the server cannot load it, WorkspaceError where it reads another repository, ParityError where
+    it answers otherwise than the bundle: the repository is then as it was, and the server serves what it served before.
     """
     written = write(repository, name, version, bundle, settings)
     try:
-        server.load(name)
-        prove(server, name, version, bundle, settings.variant)
+        _load(server, repository, name)
+        prove(server, name, version, bundle, settings.variant, settings.tensorrt)
     except BaseException:
         _undo(server, repository / name, written)
         raise
@@ -101,6 +111,7 @@ def write(repository: Path, name: str, version: str, bundle: Bundle, settings: T
     try:
         directory.mkdir(parents=True, exist_ok=True)
         is_new = _place(path, bundle.model_file(settings.variant))
+        warmup.write(directory, version, bundle)
         previous = directory / CONFIG
         previous_config = previous.read_text(encoding="utf-8") if previous.exists() else None
         replace(previous, config_pbtxt(name, version, bundle, settings, previous_config))
@@ -112,14 +123,39 @@ def write(repository: Path, name: str, version: str, bundle: Bundle, settings: T
     return Written(path, is_new, previous_config)
 
 
-def prove(server: TritonHttp, name: str, version: str, bundle: Bundle, variant: str | None = None) -> None:
-    """Prove that the server answers the golden rows, and a batch of them as it answers each alone; ParityError else."""
+def _load(server: TritonHttp, repository: Path, name: str) -> None:
+    try:
+        server.load(name)
+    except UnavailableError:
+        raise
+    except RankyardError as error:
+        if server.sees(name):
+            raise
+        raise WorkspaceError(
+            f"{server.url} must be a Triton server that reads {repository}, it finds no {name} in its own repository; "
+            "name that with --repository, or the server that reads this one with --triton-url"
+        ) from error
+
+
+def prove(
+    server: TritonHttp,
+    name: str,
+    version: str,
+    bundle: Bundle,
+    variant: str | None = None,
+    precision: str | None = None,
+) -> None:
+    """Prove that the server answers the golden rows, and a batch of them as it answers each alone; ParityError else.
+
+    variant: the bundle's own choice without one. precision: in which it runs, where that is not the variant's own.
+    """
 
     def run(arrays: Arrays) -> dict[str, NDArray[np.generic]]:
         return server.infer(name, version, arrays, bundle.manifest.signature)
 
     variant = variant or bundle.variant
-    golden.check(bundle, variant, run)
+    tolerance = bundle.manifest.tolerance_of(precision or variant)
+    golden.check(bundle, variant, run, tolerance)
     signature = bundle.manifest.signature
     rows = [row.encoded for row in golden.read(bundle)]
     together = split(run(collate(rows, signature)), rows, signature)
@@ -129,11 +165,10 @@ def prove(server: TritonHttp, name: str, version: str, bundle: Bundle, variant: 
             # Outputs of tokens are padded to the longest text of the batch.
             found = joined[output][: expected.shape[0]] if expected.ndim else joined[output]
             difference = golden.largest_difference(expected, found)
-            if not difference <= bundle.manifest.tolerance_of(variant):
+            if not difference <= tolerance:
                 raise ParityError(
-                    "Triton must answer a batch as it answers each row alone to "
-                    f"{bundle.manifest.tolerance_of(variant):g}, golden row {index} of {name}/{version} differs by "
-                    f"{difference:.3g} in {output}"
+                    f"Triton must answer a batch as it answers each row alone to {tolerance:g}, golden row {index} of "
+                    f"{name}/{version} differs by {difference:.3g} in {output}"
                 )
 
 
@@ -150,6 +185,7 @@ def _undo(server: TritonHttp, directory: Path, written: Written) -> None:
             server.load(directory.name)
     if written.is_new:
         shutil.rmtree(written.path)
+        warmup.remove(directory, written.path.name)
     if written.previous_config is None and not any(directory.iterdir()):
         directory.rmdir()
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import shutil
 import signal
 import socket
 import time
@@ -22,6 +23,7 @@ _EXIT_TIMEOUT_S = 10
 _STOP_TIMEOUT_S = 30.0
 _HOST = "127.0.0.1"
 _USUAL_PORTS = (8000, 8001, 8002)
+_PORTS = "ports.json"
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +40,8 @@ class Running:
 def up(directory: Path, repository: Path) -> Running:
     """Start a server on this machine alone and wait until it is ready; gives the running one if there is one.
 
-    It takes Triton's usual ports (8000, 8001, 8002) when all three are free, other ones otherwise. Several processes
+    It takes the ports of the server before, or Triton's usual ones (8000, 8001, 8002), where all three are free, other
+    ones otherwise. Several processes
     may call this at once: all get the same server. directory: holds the server's state, backends and log.
     UnavailableError where no server is installed, or where it ends or stays silent for a minute (the message has the
     end of its log); WorkspaceError where the one that runs serves another repository.
@@ -59,9 +62,12 @@ def up(directory: Path, repository: Path) -> Running:
             _wait_until_ready(directory, running)
             return running
     except OSError as error:
+        why = (
+            error.args[0][0][2] if isinstance(error, shutil.Error) else error.strerror
+        )  # many files, the first says it
         raise WorkspaceError(
             f"a Triton server must have a directory that can be written, got {error.filename or directory} "
-            f"({error.strerror}); name another --workspace or --repository"
+            f"({why}); name another --workspace or --repository"
         ) from error
 
 
@@ -109,7 +115,7 @@ def is_ready(http: str) -> bool:
 
 def _start(directory: Path, repository: Path) -> Running:
     binary = find_binary(directory)
-    ports = _ports(_USUAL_PORTS) or _ports((0, 0, 0))
+    ports = _ports(_ports_before(directory)) or _ports(_USUAL_PORTS) or _ports((0, 0, 0))
     if ports is None:
         raise UnavailableError(f"a Triton server needs three free ports on {_HOST}, none were found; end a program")
     http, grpc, metrics = ports
@@ -151,7 +157,8 @@ def _start(directory: Path, repository: Path) -> Running:
         ) from error
     running = Running(pid, f"{_HOST}:{http}", f"{_HOST}:{grpc}", f"{_HOST}:{metrics}", str(repository))
     try:
-        _write_state(directory, running)
+        _write(_state(directory), asdict(running))
+        _write(directory / _PORTS, ports)
         _wait_until_ready(directory, running)
     except BaseException:
         _end(running)
@@ -244,10 +251,19 @@ def _lock(directory: Path) -> Iterator[None]:
         yield
 
 
-def _write_state(directory: Path, running: Running) -> None:
-    aside = directory / ".server.json"
-    aside.write_text(json.dumps(asdict(running)) + "\n", encoding="utf-8")
-    aside.replace(_state(directory))
+def _ports_before(directory: Path) -> tuple[int, ...]:
+    """The ports of the server before: gateways ask there, and come back when it does. The usual ones without any."""
+    try:
+        http, grpc, metrics = map(int, json.loads((directory / _PORTS).read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError):
+        return _USUAL_PORTS
+    return http, grpc, metrics
+
+
+def _write(file: Path, content: object) -> None:
+    aside = file.with_name(f".{file.name}")
+    aside.write_text(json.dumps(content) + "\n", encoding="utf-8")
+    aside.replace(file)
 
 
 def _state(directory: Path) -> Path:

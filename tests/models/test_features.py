@@ -5,49 +5,19 @@ import math
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
-import onnx
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
-from onnx import TensorProto, helper, numpy_helper
-from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 
 from models.errors import BundleError, InputError
 from models.features import PairFeaturizer, write_corpus
 from models.lexical import Corpus, read
 from models.manifest import PairFeatures
+from models.text_cache import TextCache
+from tests.word_encoder import WORDS, write_encoder
 
-WORDS = ("[UNK]", "red", "blue", "nike", "shoes", "shirt", "size", "10")
 TITLES = ("Nike red shoes", "blue shirt size 10", "red shirt", "shoes")
 SETTINGS = PairFeatures(max_tokens=4)
-
-
-def write_encoder(directory):
-    tokenizer = Tokenizer(models.WordLevel({word: place for place, word in enumerate(WORDS)}, unk_token="[UNK]"))
-    tokenizer.normalizer = normalizers.Lowercase()
-    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-    tokenizer.save(str(directory / "tokenizer.json"))
-    graph = helper.make_graph(
-        [
-            helper.make_node("Gather", ["table", "input_ids"], ["states"]),
-            helper.make_node("ReduceMean", ["states", "axis"], ["mean"], keepdims=0),
-            helper.make_node("LpNormalization", ["mean"], ["vector"], axis=1, p=2),
-        ],
-        "encoder",
-        [
-            helper.make_tensor_value_info(name, TensorProto.INT64, ["batch", "length"])
-            for name in ("input_ids", "attention_mask")
-        ],
-        [helper.make_tensor_value_info("vector", TensorProto.FLOAT, ["batch", len(WORDS)])],
-        [
-            numpy_helper.from_array(np.eye(len(WORDS), dtype=np.float32), "table"),
-            numpy_helper.from_array(np.array([1]), "axis"),
-        ],
-    )
-    onnx.save_model(
-        helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9),
-        str(directory / "encoder.onnx"),
-    )
 
 
 @pytest.fixture(scope="module")
@@ -143,22 +113,44 @@ def test_what_was_saved_answers_alike(featurizer, tmp_path):
     )
 
 
-def test_the_cache_is_bounded_and_changes_nothing(directory, featurizer):
-    small = PairFeaturizer.load(directory, SETTINGS, n_cached=2)
-    for _ in range(2):
-        np.testing.assert_array_equal(small.transform("red", TITLES), featurizer.transform("red", TITLES))
-    assert len(small._cache) == 2
+def bits(features_DF):
+    return features_DF.view(np.uint32).tolist()
 
 
-def test_a_prepared_text_is_not_embedded_again(directory, monkeypatch):
-    featurizer = PairFeaturizer.load(directory, SETTINGS)
-    featurizer.prepare(["red", *TITLES])
-    monkeypatch.setattr(featurizer._encoder, "embed", None)
-    assert not np.isnan(cosines(featurizer, "red", *TITLES)).any()
+@settings(deadline=None, max_examples=30)
+@given(lists=st.lists(st.lists(st.sampled_from([*TITLES, "", "red", "Straße 10"]), max_size=6), max_size=6))
+def test_a_cache_of_any_size_changes_no_bit(directory, featurizer, lists):
+    caches = [TextCache(0), TextCache(1_500), TextCache(None)]
+    others = [PairFeaturizer.load(directory, SETTINGS, texts=texts) for texts in caches]
+    for titles in lists:
+        expected = bits(featurizer.transform("red shoes", titles))
+        for other in others:
+            assert bits(other.transform("red shoes", titles)) == expected
+
+
+def test_a_prepared_text_is_not_embedded_again_by_any_version_of_the_same_encoder(directory, tmp_path, monkeypatch):
+    first = PairFeaturizer.load(directory, SETTINGS)
+    first.prepare(["red", *TITLES])
+    first.save(tmp_path)
+    write_corpus(tmp_path / "features.json", Corpus.of(map(read, TITLES[:2])))
+    second = PairFeaturizer.load(tmp_path, SETTINGS, texts=first.texts)
+    alone = PairFeaturizer.load(tmp_path, SETTINGS)
+    monkeypatch.setattr(second._encoder, "embed", None)
+    assert bits(second.transform("red", TITLES)) == bits(alone.transform("red", TITLES))
+    assert bits(second.transform("red", TITLES)) != bits(first.transform("red", TITLES))
+
+
+def test_another_encoder_finds_nothing_of_the_first_one_s(directory):
+    first = PairFeaturizer.load(directory, SETTINGS)
+    first.prepare(["blue shirt size 10 red"])
+    # Reads another number of tokens, and so makes another vector of the same text.
+    second = PairFeaturizer.load(directory, PairFeatures(max_tokens=5), texts=first.texts)
+    assert cosines(second, "red", "blue shirt size 10 red") == pytest.approx([1 / math.sqrt(5)])
+    assert len(first.texts) == 3
 
 
 def test_many_threads_get_the_same_features(directory, featurizer):
-    shared = PairFeaturizer.load(directory, SETTINGS, n_cached=3)
+    shared = PairFeaturizer.load(directory, SETTINGS, texts=TextCache(3_000))
     expected = featurizer.transform("red nike shirt", TITLES)
     with ThreadPoolExecutor(8) as pool:
         for found in pool.map(lambda _: shared.transform("red nike shirt", TITLES), range(64)):

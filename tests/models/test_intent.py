@@ -10,8 +10,9 @@ from scipy.special import logsumexp, softmax
 
 from models.answers import Alternative
 from models.batch import Encoded
-from models.intent import IntentModel, answered_label, decode_intent, decode_intents
+from models.intent import IntentModel, answered_label, decode_in_scope, decode_intent, decode_intents
 from models.manifest import Calibration, Contents, NgramText, Scope, Signature
+from models.scope import inside
 from models.text import NgramEncoder
 
 LABELS = ("buy", "oos", "return", "track")
@@ -68,7 +69,7 @@ P_INSIDE = 1 / (1 + np.exp(-(2 * logsumexp(LOGITS_C[[0, 2, 3]]) - 1)))
 
 
 def test_in_scope_a_label_has_the_chance_of_being_in_scope_times_its_own() -> None:
-    intent = decode_intent(LOGITS_C, LABELS, 2.0, scope=scope(-1.0))
+    intent = decode_in_scope({"intent_logits": LOGITS_C}, inside(LABELS), 2.0, scope(-1.0))
     # `oos` has the largest logit, and yet the threshold alone decides.
     assert (intent.label, intent.in_scope) == ("buy", True)
     assert intent.confidence == pytest.approx(P_INSIDE * INSIDE_C[0])
@@ -79,7 +80,7 @@ def test_in_scope_a_label_has_the_chance_of_being_in_scope_times_its_own() -> No
 
 
 def test_below_the_threshold_the_answer_is_oos_and_what_it_would_have_been_comes_next() -> None:
-    intent = decode_intent(LOGITS_C, LABELS, 2.0, scope=scope(5.0))
+    intent = decode_in_scope({"intent_logits": LOGITS_C}, inside(LABELS), 2.0, scope(5.0))
     assert (intent.label, intent.in_scope) == ("oos", False)
     assert intent.confidence == pytest.approx(1 - P_INSIDE)
     assert [other.label for other in intent.alternatives] == ["buy", "return", "track"]
@@ -88,10 +89,11 @@ def test_below_the_threshold_the_answer_is_oos_and_what_it_would_have_been_comes
 
 def test_a_model_without_the_class_oos_can_refuse_too() -> None:
     labels = ("buy", "return", "track")
-    refused = decode_intent(np.array([1.0, 0.0, -1.0]), labels, 1.0, scope=scope(9.0, is_calibrated=False))
+    outputs = {"intent_logits": np.array([1.0, 0.0, -1.0])}
+    refused = decode_in_scope(outputs, inside(labels), 1.0, scope(9.0, is_calibrated=False))
     assert (refused.label, refused.in_scope) == ("oos", False)
     assert refused.confidence == pytest.approx(1 - softmax([1.0, 0.0, -1.0])[0])
-    kept = decode_intent(np.array([1.0, 0.0, -1.0]), labels, 1.0, scope=scope(0.0, is_calibrated=False))
+    kept = decode_in_scope(outputs, inside(labels), 1.0, scope(0.0, is_calibrated=False))
     assert kept.confidence == pytest.approx(softmax([1.0, 0.0, -1.0])[0])
     assert [other.label for other in kept.alternatives] == ["return", "track"]
 

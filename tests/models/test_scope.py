@@ -7,7 +7,7 @@ import pytest
 from scipy.special import logsumexp
 
 from models.manifest import Scope
-from models.scope import scope_log_odds, scope_scores
+from models.scope import inside, scope_log_odds, scope_scores
 
 LABELS = ("buy", "oos", "return")
 
@@ -15,7 +15,7 @@ LABELS = ("buy", "oos", "return")
 def test_scores_are_those_of_their_formulae() -> None:
     logits_NC = np.array([[1.0, -2.0, 3.0], [0.0, 5.0, 0.5]], dtype=np.float32)
     outputs = {"intent_logits": logits_NC, "class_distance": np.array([0.25, 1.5], dtype=np.float32)}
-    found = scope_scores(("energy", "distance", "oos_class"), outputs, LABELS)
+    found = scope_scores(("energy", "distance", "oos_class"), outputs, inside(LABELS))
     energy_N = logsumexp(logits_NC[:, [0, 2]].astype(np.float64), axis=1)
     np.testing.assert_allclose(found[:, 0], energy_N)
     np.testing.assert_allclose(found[:, 1], [-0.25, -1.5])
@@ -26,17 +26,17 @@ def test_the_oos_class_score_is_the_log_odds_of_not_being_oos() -> None:
     logits_C = np.array([1.0, -2.0, 3.0])
     odds = np.exp(logits_C)
     not_oos = 1 - odds[1] / odds.sum()
-    (score,) = scope_scores(("oos_class",), {"intent_logits": logits_C}, LABELS)
+    (score,) = scope_scores(("oos_class",), {"intent_logits": logits_C}, inside(LABELS))
     assert score == pytest.approx(np.log(not_oos / (1 - not_oos)))
 
 
 def test_one_text_has_the_log_odds_that_it_has_among_many() -> None:
     scope = Scope(weights={"energy": 2.0, "oos_class": -0.5}, bias=1.0, threshold=0.0, is_calibrated=True)
     logits_NC = np.random.default_rng(0).normal(size=(5, 3))
-    together_N = scope_log_odds(scope, {"intent_logits": logits_NC}, LABELS)
-    alone = [float(scope_log_odds(scope, {"intent_logits": logits_C}, LABELS)) for logits_C in logits_NC]
+    together_N = scope_log_odds(scope, {"intent_logits": logits_NC}, inside(LABELS))
+    alone = [float(scope_log_odds(scope, {"intent_logits": logits_C}, inside(LABELS))) for logits_C in logits_NC]
     np.testing.assert_allclose(together_N, alone, rtol=1e-12)
 
 
 def test_large_logits_do_not_overflow() -> None:
-    assert scope_scores(("energy",), {"intent_logits": np.array([1e30, 0.0, -1e30])}, LABELS) == [1e30]
+    assert scope_scores(("energy",), {"intent_logits": np.array([1e30, 0.0, -1e30])}, inside(LABELS)) == [1e30]

@@ -1,11 +1,8 @@
 """Real MLflow: one migrated database for the session, copied for each workspace; one real server process."""
 
 import shutil
-import socket
 import subprocess
 import sys
-import time
-import urllib.request
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +14,7 @@ from registry.bundle import Bundle
 from registry.tracking import Tracking
 from registry.workspace import Workspace
 from tests.bundles import tiny_bundle
+from tests.mlflow_server import mlflow_server
 
 _FIRST_USE = """
 import shutil, sys
@@ -86,37 +84,9 @@ def tracking(new_tracking: Callable[[], Tracking]) -> Tracking:
 
 @pytest.fixture(scope="session")
 def server(empty_database: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """A real tracking server with its artifact proxy: clients never see where its artifacts lie."""
-    home = tmp_path_factory.mktemp("server")
-    shutil.copyfile(empty_database, home / "mlflow.db")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    command = [
-        sys.executable, "-m", "mlflow", "server", "--backend-store-uri", f"sqlite:///{home}/mlflow.db",
-        "--serve-artifacts", "--artifacts-destination", str(home / "artifacts"),
-        "--host", "127.0.0.1", "--port", str(port), "--workers", "1",
-    ]  # fmt: skip
-    with (home / "server.log").open("w") as log:
-        process = subprocess.Popen(command, cwd=home, stdout=log, stderr=log)
-        try:
-            _wait(f"http://127.0.0.1:{port}/health", process)
-            yield f"http://127.0.0.1:{port}"
-        finally:
-            process.terminate()
-            process.wait(30)
-
-
-def _wait(url: str, process: subprocess.Popen[bytes]) -> None:
-    give_up_at = time.monotonic() + 90
-    while time.monotonic() < give_up_at:
-        assert process.poll() is None, "the tracking server ended before it answered"
-        try:
-            with urllib.request.urlopen(url, timeout=5):
-                return
-        except OSError:
-            time.sleep(0.2)
-    raise AssertionError("the tracking server never answered")
+    """A real tracking server."""
+    with mlflow_server(tmp_path_factory.mktemp("server"), empty_database) as url:
+        yield url
 
 
 def register(tracking: Tracking, name: str, family: str = "intent", **changes: Any) -> tuple[Bundle, str]:

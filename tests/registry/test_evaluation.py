@@ -32,6 +32,13 @@ def test_what_was_saved_is_loaded(tmp_path):
     assert Report.load(tmp_path).served.quality["test"].metrics == {"accuracy": 0.9}
 
 
+def test_a_model_is_known_by_its_test_split_or_by_valid_without_one():
+    quality = report().served.quality
+    only_valid = report().served.model_copy(update={"quality": {"valid": quality["valid"]}})
+    assert report().known_by == "test"
+    assert report().model_copy(update={"variants": {"float32": only_valid}}).known_by == "valid"
+
+
 def test_the_file_is_plain_json(tmp_path):
     report().save(tmp_path)
     plain = json.loads((tmp_path / EVALUATION).read_text())

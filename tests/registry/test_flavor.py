@@ -1,7 +1,4 @@
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +18,7 @@ from registry.bundle import Bundle
 from registry.flavor import RankyardModel, input_example, save_model, signature
 from registry.tracking import Tracking
 from tests.bundles import tiny_bundle
+from tests.mlflow_server import in_another_process
 from tests.registry.conftest import register
 from tests.serving.gateway.bundles import cross_bundle, list_bundle
 
@@ -137,15 +135,7 @@ def test_a_registered_model_is_loaded_by_plain_mlflow_and_signs_with_its_version
         "ranks = mlflow.pyfunc.load_model('models:/plain-ltr/1').predict(frame)\n"
         "print(json.dumps([answer.to_dict('records'), ranks['rank'].tolist()]))"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", code],
-        check=True,
-        capture_output=True,
-        text=True,
-        cwd=Path(__file__).parents[2],
-        env={**os.environ, "MLFLOW_TRACKING_URI": tracking.uri},
-    )
-    (answer,), ranks = json.loads(done.stdout)
+    (answer,), ranks = json.loads(in_another_process(code, tracking.uri))
     assert answer["models"] == {"intent": "plain/1"}
     assert answer["intent"]["label"] == "product_search"
     assert ranks == [2, 1]

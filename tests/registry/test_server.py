@@ -1,8 +1,5 @@
 """A real `mlflow server` with its artifact proxy does all that SQLite does."""
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -12,6 +9,7 @@ from registry import deployment
 from registry.promotion import promote, rollback
 from registry.tracking import Tracking
 from registry.workspace import Workspace
+from tests.mlflow_server import in_another_process
 from tests.registry.conftest import register
 
 
@@ -47,12 +45,4 @@ def test_a_server_registers_serves_another_machine_and_promotes(server: str, tmp
         "(answer,) = model.predict(pandas.DataFrame({'query': ['where is my order']})).to_dict('records')\n"
         "print(answer['intent']['label'], answer['models']['intent'])"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", code],
-        check=True,
-        capture_output=True,
-        text=True,
-        cwd=Path(__file__).parents[2],
-        env={**os.environ, "MLFLOW_TRACKING_URI": server},
-    )
-    assert done.stdout == "order_status remote/1\n"
+    assert in_another_process(code, server) == "order_status remote/1\n"

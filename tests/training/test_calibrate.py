@@ -8,7 +8,7 @@ from scipy.special import softmax
 
 from models.errors import ConfigError, DataError
 from models.manifest import Contents, Signature
-from models.scope import scope_log_odds
+from models.scope import inside, scope_log_odds
 from tests.silent import Silent
 from training.calibrate import calibrated, check_scope, choose_threshold, row_weights
 from training.config import ScopeConfig
@@ -101,7 +101,7 @@ def test_log_odds_of_several_scores_are_honest() -> None:
     # The prior moves the bias by the change of the log-odds, and nothing else.
     shifted = calibrated(contents(), ScopeConfig(oos_share=0.5), rows(gold), outputs, Silent()).scope
     assert shifted is not None
-    odds_N = scope_log_odds(shifted, {"intent_logits": logits_NC}, LABELS)
+    odds_N = scope_log_odds(shifted, {"intent_logits": logits_NC}, inside(LABELS))
     weights_N = row_weights(is_inside_N, 0.5)
     assert (weights_N / (1 + np.exp(-odds_N))).sum() / n_rows == pytest.approx(0.5, abs=0.01)
 
@@ -110,7 +110,7 @@ def test_without_oos_rows_the_fewest_errors_are_made_by_refusing_none_of_them() 
     outputs = [{"intent_logits": np.array([float(i), 0.0])} for i in range(20)]
     found = calibrated(contents(("buy", "return")), ScopeConfig(), rows(["buy"] * 20), outputs, Silent()).scope
     assert found is not None
-    assert found.threshold < min(float(scope_log_odds(found, one, ("buy", "return"))) for one in outputs)
+    assert found.threshold < min(float(scope_log_odds(found, one, inside(("buy", "return")))) for one in outputs)
 
 
 def test_false_alarms_need_no_oos_rows_and_the_person_is_told() -> None:
@@ -121,7 +121,7 @@ def test_false_alarms_need_no_oos_rows_and_the_person_is_told() -> None:
     found = calibrated(contents(labels), config, rows(["buy"] * 100), outputs, recorder).scope
     assert found is not None
     assert (found.is_calibrated, found.weights, found.bias) == (False, {"energy": 1.0}, 0.0)
-    below = [float(scope_log_odds(found, one, labels)) < found.threshold for one in outputs]
+    below = [float(scope_log_odds(found, one, inside(labels))) < found.threshold for one in outputs]
     assert below == [True] * 5 + [False] * 95
     assert recorder.said[-1].endswith("has no oos rows of valid.jsonl, with 50.0 false alarms per 1000 in-scope rows")
 

@@ -25,15 +25,9 @@ from training.fit import Checkpoint
 from training.quantization.quantizer import quantize
 from training.terminal import Terminal
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 COLOURS, THINGS = ("red", "blue", "green"), ("shoe", "shirt", "order")
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")
@@ -141,7 +135,7 @@ def test_a_pair_is_scored_alike_alone_in_blocks_and_beside_longer_ones(fitted, v
 def test_the_mask_of_texts_read_apart_is_exported_as_one_of_the_fused_attention(fitted):
     _, _, directory = fitted
     operators = [node.op_type for node in onnx.load(directory / MODEL).graph.node]
-    assert operators.count("Attention") == 2
+    assert operators.count("MultiHeadAttention") == 2
 
 
 @pytest.mark.parametrize("kind", ["bert", "roberta"])

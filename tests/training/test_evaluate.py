@@ -5,6 +5,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
+from models.batch import Encoded
 from models.errors import ParityError
 from models.manifest import Contents, Signature, SubwordText, TensorSpec
 from models.model import open_model
@@ -15,7 +16,7 @@ from training.config import EvaluateConfig
 from training.data.splits import IntentRows, RankingRows, TaggingRows
 from training.evaluate import answer, evaluate
 from training.latency import latency
-from training.parity import compare, same_order
+from training.parity import compare, same_order, without_padding
 from training.slices import slices
 
 CONFIG = EvaluateConfig(n_resamples=100)
@@ -224,6 +225,15 @@ def test_an_export_equal_to_its_source_has_parity(joint):
     expected = [one.outputs for one in answer(*joint, texts, batch_size=1)]
     parity = compare(*joint[:2], texts, expected, answer(*joint, texts, batch_size=4), tolerance=1e-4)
     assert (parity.largest_difference, parity.n_changed_decisions, parity.n_examples) == (0, 0, 4)
+
+
+def test_what_stands_behind_a_short_window_is_not_compared():
+    mask_WT = np.array([[1, 1, 1], [1, 0, 0]])
+    encoded = Encoded({"input_ids": np.ones((2, 3), np.int64), "attention_mask": mask_WT}, n_windows=2)
+    tags_WTK = np.arange(1, 17, dtype=np.float32).reshape(2, 4, 2)
+    found = without_padding({"intent_logits": np.ones(5), "tag_logits": tags_WTK}, encoded)
+    assert found["tag_logits"].tolist() == [[[1, 2], [3, 4], [5, 6]], [[9, 10], [0, 0], [0, 0]]]
+    assert found["intent_logits"].tolist() == [1] * 5
 
 
 def test_a_changed_tag_is_a_changed_decision_and_its_distance_is_told(joint):

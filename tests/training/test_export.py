@@ -83,7 +83,7 @@ def test_the_graph_names_its_sizes_and_has_bert_attention_fused(joint):
     sizes = [[size.dim_param for size in tensor.type.tensor_type.shape.dim] for tensor in graph.input]
     assert sizes == [["batch", "length"], ["batch", "length"]]
     kinds = [node.op_type for node in graph.node]
-    assert kinds.count("Attention") == 2
+    assert kinds.count("MultiHeadAttention") == 2
     assert "Softmax" not in kinds
 
 
@@ -100,7 +100,7 @@ def test_other_encoders_are_exported_too(tmp_path, kind, n_fused):
     network = network_of(write_encoder(tmp_path, kind), n_labels=3, n_tags=0)
     network_to_onnx(network, tmp_path / "model.onnx")
     graph = onnx.load(tmp_path / "model.onnx").graph
-    assert [node.op_type for node in graph.node].count("Attention") == n_fused
+    assert [node.op_type for node in graph.node].count("MultiHeadAttention") == n_fused
     assert [tensor.name for tensor in graph.output] == ["intent_logits"]
 
 

@@ -1,3 +1,4 @@
+import math
 import signal
 from pathlib import Path
 
@@ -22,21 +23,16 @@ from training.data.splits import IntentRows, Splits, TaggingRows
 from training.fit import Checkpoint
 from training.loop import _rate
 from training.network import fit_intent
+from training.parity import without_padding
 from training.quantization.quantizer import quantize
 from training.tagging import TaggingSplits
+
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 COLOURS, BRANDS = ("red", "blue", "green"), ("nike", "adidas")
 SHOPPING = [(colour, brand, thing) for colour in COLOURS for brand in BRANDS for thing in ("shoes", "shirt", "shirts")]
 TAGS = ("B-colour", "B-brand", "O")
 ORDERS = [("where", "is", "my", "order"), ("where", "is", "my", "shirt"), ("is", "my", "order", "where")]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")
@@ -96,6 +92,16 @@ def whole(encoder, tmp_path_factory):
     listener = Listener()
     checkpoint = Checkpoint(tmp_path_factory.mktemp("whole"), "f")
     return tagging.fit(config(encoder), joint_rows(), listener, checkpoint), listener, checkpoint
+
+
+def test_a_tagger_is_trained_on_its_rows_and_on_as_many_swapped_ones_as_asked(encoder, tmp_path):
+    tokens = (("blue", "nike", "shirt"), ("green", "nike", "shirt"), ("red", "shoes"))
+    train = TaggingRows(tokens, (TAGS, TAGS, ("B-colour", "O")), file="train.jsonl")
+    splits = Splits(train, train, None)
+    fitted = tagging.fit(config(encoder, epochs=1, n_swapped=7), splits, Listener(), Checkpoint(tmp_path / "c", "f"))
+    assert fitted.parameters()["n_examples"] == 3 * (1 + 7)
+    plain = tagging.fit(config(encoder, epochs=1), splits, Listener(), Checkpoint(tmp_path / "p", "f"))
+    assert plain.parameters()["n_examples"] == 3
 
 
 def test_a_joint_training_learns_tags_and_intents(encoder, tmp_path):
@@ -259,8 +265,9 @@ def served_alike(fitted, directory, text):
     model, session = open_model(directory, contents), OnnxSession(directory / "model.onnx")
     encoded = model.encode(text)
     found = split(session.run(collate([encoded], contents.signature)), [encoded], contents.signature)[0]
-    for name, expected in fitted.outputs([encoded])[0].items():
-        np.testing.assert_allclose(found[name], expected, atol=1e-4)
+    ours = without_padding(found, encoded)
+    for name, expected in without_padding(fitted.outputs([encoded])[0], encoded).items():
+        np.testing.assert_allclose(ours[name], expected, atol=1e-4)
     return model.decode(text, encoded, found)
 
 
@@ -272,6 +279,28 @@ def test_transitions_are_in_the_bundle_where_they_were_learned(encoder, tmp_path
     assert [(entity.type, entity.text) for entity in reading.entities] == [("colour", "green"), ("brand", "nike")]
     assert fitted.draft.contents.has_transitions is crf
     assert (tmp_path / "transitions.npy").exists() is crf
+
+
+def test_what_an_intent_takes_from_its_tags_is_in_the_bundle_and_changes_no_weight(encoder, tmp_path):
+    without, fitted = (
+        tagging.fit(
+            config(encoder, model={"intent_prior": prior, "max_windows": 4}, epochs=1),
+            joint_rows(),
+            Listener(),
+            Checkpoint(tmp_path / str(prior), "f"),
+        )
+        for prior in (False, True)
+    )
+    assert_equal_weights(weights(without), weights(fitted))
+    for text in ("red nike shoes", "red nike shoes " * 8):
+        served_alike(fitted, tmp_path, text)
+    encoded = fitted.draft.reader.encode("red nike shoes")
+    one, other = (model.outputs([encoded])[0] for model in (without, fitted))
+    chances_C = torch.from_numpy(one["intent_logits"]).softmax(-1).numpy()
+    chance_of_order = float(chances_C[fitted.draft.contents.labels.index("order")])
+    # 12 of 30 rows are orders, with none of the colours and brands of the 18 searches: by chance 7.2 had one.
+    taken = [0.0 if tag == "O" else chance_of_order * math.log(1 / 8.2) for tag in fitted.draft.contents.tags]
+    np.testing.assert_allclose(other["tag_logits"] - one["tag_logits"], np.tile(taken, (encoded.length, 1)), atol=1e-5)
 
 
 def test_long_texts_are_trained_on_and_answered_in_windows(encoder, tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 import xgboost
 from pydantic import ValidationError
+from scipy.stats import rankdata
 
 from models.batch import collate, split
 from models.errors import ConfigError, DataError
@@ -21,7 +23,7 @@ from models.model import open_model
 from models.ranking import RankingModel
 from models.session import OnnxSession
 from training import ranking
-from training.boosting import boosting_parameters
+from training.boosting import boosting_parameters, relative_features
 from training.config import RankingConfig, RankingPairsConfig
 from training.data.splits import RankingRows, Splits
 from training.fit import Checkpoint
@@ -46,11 +48,10 @@ class Listener:
         assert sentence
 
 
-def config(objective: str = "rank:ndcg", **training: Any) -> RankingConfig:
+def config(objective: str = "rank:ndcg", relative: Any = (), **training: Any) -> RankingConfig:
     settings = {"n_trees": 40, "patience": 8, "learning_rate": 0.2, "max_depth": 3, "n_threads": 1, **training}
-    return RankingConfig.model_validate(
-        {"task": "ranking", "model": {"kind": "xgboost", "objective": objective}, "training": settings}
-    )
+    model = {"kind": "xgboost", "objective": objective, "relative_to_list": relative}
+    return RankingConfig.model_validate({"task": "ranking", "model": model, "training": settings})
 
 
 def pairs_config() -> RankingPairsConfig:
@@ -275,6 +276,44 @@ def test_monotone_features_join_those_of_pairs_and_overrule_them() -> None:
     assert parameters["monotone_constraints"] == (1, -1, 0, 1)
     assert config(monotone={3: 1}).training.monotone == {"3": 1}  # as YAML reads the number of an SVMrank feature
     assert "monotone_constraints" not in boosting_parameters(config(), ("a",))
+
+
+def test_places_in_the_list_are_learned_from_and_computed_again_by_the_exported_model(
+    splits: Splits[RankingRows], checkpoint: Checkpoint, tmp_path: Path
+) -> None:
+    fitted = ranking.fit(config(relative=("2", "1")), splits, Listener(), checkpoint)
+    contents = fitted.write(tmp_path)
+    assert contents.features == (*splits.train.feature_names, "2_in_list", "1_in_list")
+    model = open_model(tmp_path, contents)
+    requests = list(splits.valid.requests())
+    encoded = [model.encode(request) for request in requests]
+    for request, one in zip(requests, encoded, strict=True):
+        own = np.stack([request.features[name] for name in ("2", "1")], axis=1)
+        ranks = rankdata(own, axis=0, nan_policy="omit")
+        places = (ranks - 0.5) / np.maximum((~np.isnan(own)).sum(axis=0), 1)
+        np.testing.assert_allclose(one.arrays["features"][:, -2:], places, rtol=1e-6)
+    used = {name for tree in fitted.booster.get_dump() for name in re.findall(r"\[f(\d+)", tree)}
+    assert {str(N_FEATURES), str(N_FEATURES + 1)} <= used
+    outputs = OnnxSession(tmp_path / "model.onnx").run(collate(encoded, contents.signature))
+    for found, expected in zip(split(outputs, encoded, contents.signature), fitted.outputs(encoded), strict=True):
+        np.testing.assert_array_equal(found["score"], expected["score"])
+
+
+def test_a_place_in_the_list_is_held_to_what_its_feature_is_held_to_unless_it_is_named_itself() -> None:
+    names = ("a", "b", "a_in_list", "b_in_list")
+    parameters = boosting_parameters(config(monotone={"a": -1, "b_in_list": -1}), names, rising=frozenset({"b"}))
+    assert parameters["monotone_constraints"] == (-1, 1, -1, -1)
+
+
+def test_features_relative_to_the_list_are_named_or_all_and_must_be_there() -> None:
+    assert relative_features(config(relative=[2, 1, 2]), ("1", "2", "3")) == ("2", "1")  # as YAML reads numbers
+    assert relative_features(config(relative="all"), ("1", "2", "3")) == ("1", "2", "3")
+    assert relative_features(config(), ("1", "2", "3")) == ()
+    with pytest.raises(ConfigError, match=r"relative_to_list must name features .*got 'prize'") as caught:
+        relative_features(config(relative=["price", "prize"]), ("price",))
+    assert caught.value.field == "model.relative_to_list[1]"
+    with pytest.raises(ConfigError, match=r"a_in_list is the place of a in its list.*rename it"):
+        relative_features(config(relative="all"), ("a", "a_in_list"))
 
 
 def test_steps_of_several_trees_are_exported_whole(

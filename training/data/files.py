@@ -37,7 +37,7 @@ def find_splits(directory: Path, endings: Sequence[str]) -> dict[str, Path]:
     Only `train` must be there. DataError: no such directory, no train file, two files for one split.
     """
     if not directory.is_dir():
-        raise DataError(f"a data directory must exist, got {directory}")
+        raise DataError(f"a data directory must exist, got {directory}; name another one with --data")
     found: dict[str, Path] = {}
     for split, names in SPLIT_NAMES.items():
         candidates = [directory / f"{name}{ending}{gz}" for name in names for ending in endings for gz in ("", ".gz")]

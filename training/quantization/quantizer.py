@@ -38,7 +38,7 @@ _INT8_ACTIVATIONS = 4  # MatMulNBits' accuracy_level that multiplies in 8 bits, 
 _SMOOTHING = 0.5  # Xiao et al. 2023, "SmoothQuant", equation 4, without its share of the weights
 _UNEQUAL = 4.0  # widest channel by the median one from which smoothing is worth a multiplication
 
-_QUANTIZABLE = ("MatMul", "Gemm", "Attention")
+_QUANTIZABLE = ("MatMul", "Gemm")
 
 
 def quantize(
@@ -51,8 +51,8 @@ def quantize(
 ) -> None:
     """Write the INT8 variant of a network of opset 13 or later.
 
-    Quantized are: MatMul and Gemm by constant matrices, the projections of ONNX Runtime's Attention (with a mask of
-    [batch, length] or of lengths), and large embedding tables (Gather). All else stays, inputs and outputs included.
+    Quantized are: MatMul and Gemm by constant matrices, and large embedding tables (Gather). All else stays, inputs and
+    outputs included.
     ranges: of every product's input, for a static recipe. spared: outputs of products that are treated as
     `recipe.spared` says (None: left in float32).
     """
@@ -119,6 +119,7 @@ class _Rewriter:
         self._spared = spared
         self._constants = {tensor.name: tensor for tensor in model.graph.initializer}
         self._n_readers = Counter(name for node in model.graph.node for name in node.input)
+        self._n_readers.update(output.name for output in model.graph.output)
         self._nodes: list[onnx.NodeProto] = []
         self._rows: dict[tuple[str, str], _Rows] = {}
         self._open: dict[str, onnx.NodeProto] = {}
@@ -129,7 +130,7 @@ class _Rewriter:
         rules = {
             "MatMul": self._matmul,
             "Gemm": self._gemm,
-            "Attention": self._attention,
+            "Add": self._add_bias,
             "Gather": self._table,
             "SkipLayerNormalization": self._skip_norm,
         }
@@ -165,31 +166,15 @@ class _Rewriter:
             self._add("Add", [product, node.input[2]], node.output[0])
         return True
 
-    def _attention(self, node: onnx.NodeProto) -> bool:
-        """One operator for static rows; else three products, then the attention of given queries, keys and values."""
-        weights = self._matrix(node.input[1])
-        attributes = _attributes(node)
-        known = {"num_heads", "scale", "mask_filter_value"}
-        is_known = node.domain == _CONTRIB and not set(attributes) - known and not any(node.input[4:])
-        if weights is None or not is_known or not self._is_quantized(node):
+    def _add_bias(self, node: onnx.NodeProto) -> bool:
+        """A bias right behind a product that can take it."""
+        product, bias = node.input
+        tensor = self._constants.get(bias)
+        if product not in self._open or tensor is None or len(tensor.dims) != 1 or self._n_readers[product] > 1:
             return False
-        if self._activations(node) == "static":
-            self._static_attention(node, weights, attributes)
-            return True
-        parts = []
-        for part, weights_KN in zip(("query", "key", "value"), np.split(weights, 3, axis=1), strict=True):
-            parts.append(f"int8/{node.output[0]}/{part}")
-            self._product(node, weights_KN, f"{node.input[1]}/{part}", parts[-1])
-        inputs = [*parts, *node.input[2:4]]
-        self._add("MultiHeadAttention", inputs, node.output[0], domain=_CONTRIB, **attributes)
+        self._biased(product, bias)
+        self._open.pop(product).output[0] = node.output[0]
         return True
-
-    def _static_attention(self, node: onnx.NodeProto, weights_KN: NDArray[np.float32], attributes: Any) -> None:
-        rows = self._static(node.input[0], len(weights_KN))
-        levels, scales = self._columns(weights_KN, node.input[1], rows)
-        mask = [node.input[3] if len(node.input) > 3 else "", rows.zero_point]
-        inputs = [rows.levels, levels, node.input[2], rows.scale, scales, *mask]
-        self._add("QAttention", inputs, node.output[0], domain=_CONTRIB, **attributes)
 
     def _table(self, node: onnx.NodeProto) -> bool:
         """Rows of 8-bit levels, each with its scale; only the rows that are read become floats."""

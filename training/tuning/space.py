@@ -127,7 +127,7 @@ def _tried(base: Mapping[str, Any], checked: TrainConfig, key: str, entry: Any) 
         try:
             values.append(_at(parse(_changed(base, {key: one}), checked.task), key))
         except ConfigError as error:
-            mistakes.append(error.message.removeprefix(f"{key}: "))
+            mistakes.append(error.message.removeprefix(key).removeprefix(":").strip())
     if not mistakes and len({json.dumps(value) for value in values}) < len(values):
         mistakes.append(f"must be different values, got {list(tries)}")
     return values, mistakes

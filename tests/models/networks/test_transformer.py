@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from models.networks.transformer import TransformerNetwork, load_encoder
+from models.networks.transformer import IntentPrior, TransformerNetwork, load_encoder
 from tests.tiny_encoder import write_encoder
 
 
@@ -36,6 +36,23 @@ def test_the_intent_head_reads_the_mean_of_the_real_tokens(directory):
     states = torch.arange(2 * 16, dtype=torch.float32).reshape(1, 2, 16)
     answer = net.answer(torch.cat([states, states + 1e3], 1), torch.tensor([[1, 1, 0, 0]]))
     torch.testing.assert_close(answer["intent_logits"], net.intent_head(states.mean(1)))
+
+
+def test_an_intent_takes_from_the_tags_by_its_chance_but_not_while_training(directory):
+    net = network(directory, n_labels=2, n_tags=2)
+    with torch.no_grad():
+        net.intent_head.weight.zero_()
+        net.intent_head.bias.copy_(torch.tensor([3.0, 1.0]).log())
+    inputs = (torch.tensor([[2, 5, 3], [2, 4, 3]]), torch.ones(2, 3, dtype=torch.int64))
+    plain = net(*inputs)["tag_logits"]
+    net.intent_prior = IntentPrior(torch.tensor([[0.0, -4.0], [-2.0, 0.0]]))
+    # Chances of 3/4 and 1/4.
+    torch.testing.assert_close(net(*inputs)["tag_logits"], plain + torch.tensor([-0.5, -3.0]))
+    net.dropout.p = 0.0
+    for part in net.encoder.modules():
+        part.train(False)
+    net.training = True
+    torch.testing.assert_close(net(*inputs)["tag_logits"], plain)
 
 
 def test_the_pooler_that_no_head_reads_is_left_out(directory):

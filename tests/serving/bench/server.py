@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import re
+import ssl
 import threading
 from collections.abc import Awaitable, Callable, Iterator
 
@@ -13,7 +14,7 @@ Answer = Callable[[int, bytes], Awaitable[bytes | None]]
 
 
 class Server:
-    def __init__(self, answer: Answer) -> None:
+    def __init__(self, answer: Answer, tls: ssl.SSLContext | None) -> None:
         self.n_requests = 0
         self.n_open = 0
         self.most_open = 0
@@ -23,9 +24,11 @@ class Server:
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever)
         self._thread.start()
-        listening = asyncio.run_coroutine_threadsafe(asyncio.start_server(self._serve, "127.0.0.1", 0), self._loop)
+        listening = asyncio.run_coroutine_threadsafe(
+            asyncio.start_server(self._serve, "127.0.0.1", 0, ssl=tls), self._loop
+        )
         self._server = listening.result()
-        self.url = f"http://127.0.0.1:{self._server.sockets[0].getsockname()[1]}"
+        self.url = f"http{'' if tls is None else 's'}://127.0.0.1:{self._server.sockets[0].getsockname()[1]}"
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self._writers.add(writer)
@@ -68,8 +71,8 @@ class Server:
 
 
 @contextlib.contextmanager
-def serving(answer: Answer) -> Iterator[Server]:
-    server = Server(answer)
+def serving(answer: Answer, tls: ssl.SSLContext | None = None) -> Iterator[Server]:
+    server = Server(answer, tls)
     try:
         yield server
     finally:

@@ -5,6 +5,7 @@ import json
 import pytest
 
 import rankyard
+from tests.serving.authority import terminating
 
 QUICK = ["--seconds", "0.6", "--warmup-seconds", "0.1"]
 
@@ -27,6 +28,9 @@ def bench(url, capfd):
         ["--concurrency", 2, "--zipf", 1.0, "--distinct", 50],
         ["--scenario", "rank", "--form", "rows", "--list-sizes", "3,20", "--top-k", 2],
         ["--scenario", "rank", "--texts", "--deadline-ms", 900],
+        ["--scenario", "rank", "--form", "arrow", "--list-sizes", "3,20", "--top-k", 2, "--texts"],
+        ["--scenario", "rank", "--form", "binary", "--list-sizes", "3,20"],
+        ["--scenario", "mixed", "--form", "binary", "--deadline-ms", 900],
         ["--scenario", "mixed", "--rate", 100, "--arrivals", "constant", "--connections", 20],
     ],
     ids=lambda part: " ".join(map(str, part)),
@@ -65,6 +69,9 @@ def test_a_sweep_finds_goodput_draws_it_and_compares_it_with_an_earlier_one(benc
     status, out, _ = bench(*rates, "--out", tmp_path / "after.json", *arguments)
     assert status == 0
     status, out, _ = bench(*rates, "--compare", tmp_path / "before.json")
+    comparison = out.partition("\n\n")[2].splitlines()
+    assert "shop-query/3, shop-ltr/2" in comparison[0]
+    assert "goodput/s with a p99 of at most 50 ms" in comparison[2]
     ratio = next(line for line in out.splitlines() if "100/s: answered/s" in line).split()[-1]
     assert 0.3 < float(ratio) < 0.7
 
@@ -76,11 +83,12 @@ def test_a_sweep_finds_goodput_draws_it_and_compares_it_with_an_earlier_one(benc
         (["--distinct", 5], "--distinct does nothing without --zipf"),
         (["--form", "rows"], "--form does nothing without --scenario rank or mixed"),
         (["--scenario", "rank", "--rank-share", 0.5], "--rank-share does nothing without --scenario mixed"),
+        (["--scenario", "rank", "--form", "binary", "--top-k", 3], "--top-k does nothing with --form binary"),
         (["--arrivals", "constant"], "--arrivals does nothing without --rate"),
         (["--picture", "p.png", "--rate", 5], "--picture does nothing without --rates"),
         (["--rates", "5,5"], "--rates must rise, got 5,5"),
-        (["--rate", "-1"], "rate: Input should be greater than 0, got -1"),
-        (["--rate", "inf"], "rate: Input should be a finite number"),
+        (["--rate", "-1"], "rate must be above 0, got -1"),
+        (["--rate", "inf"], "rate must be a finite number, got inf"),
         (["--scenario", "rank", "--list-sizes", "1.5"], "list_sizes[0]"),
         (["--seed", "-1"], "seed"),
         (["--queries", "/no/such"], "--queries must be a readable file"),
@@ -104,6 +112,19 @@ def test_a_run_of_another_load_is_not_compared(bench, tmp_path):
     assert status == 2
     assert "concurrency 2 there and 3 here" in err
     assert "understand" not in err
+
+
+def test_a_gateway_behind_tls_is_loaded_with_its_authority_s_file_alone(url, authority, capfd, tmp_path):
+    ca_file, tls = authority
+    with terminating(url, tls) as address:
+        asked = ["bench", "--url", address, "--scenario", "rank", *QUICK, "--concurrency", "2"]
+        assert rankyard.main([*asked, "--ca-file", str(ca_file), "--out", str(tmp_path / "o.json")]) == 0
+        assert rankyard.main(asked) == 2
+    captured = capfd.readouterr()
+    assert "name who signed it with ca_file" in captured.err
+    assert "would see it: p50" in captured.out
+    found = json.loads((tmp_path / "o.json").read_text())
+    assert (found["failed"], found["requests"] > 0) == (0, True)
 
 
 def test_no_gateway_is_one_sentence(capfd):

@@ -8,9 +8,13 @@ import msgspec
 import numpy as np
 import pytest
 
+from models.errors import InputError
 from serving.bench import queries, traffic
 from serving.bench.arrivals import arrivals
-from serving.gateway import wire
+from serving.bench.lists import ARROW, BINARY, COLUMNS, HEAD_BYTES, ROWS
+from serving.gateway import arrow, wire
+from serving.gateway.candidates import by_column
+from serving.gateway.config import LimitsConfig
 
 FEATURES = ("price", "popularity", "stock")
 
@@ -91,11 +95,54 @@ def test_candidates_by_row_and_by_column_are_the_same_lists(with_texts):
     assert [len(one.candidates.ids) for one in bodies["columns"][:4]] == [2, 5, 2, 5]
 
 
-@pytest.mark.parametrize("form", ["rows", "columns"])
+@pytest.mark.parametrize("with_texts", [False, True])
+def test_candidates_by_arrow_and_as_tensors_are_the_lists_that_columns_are(with_texts):
+    bodies = {
+        form: traffic.rank_body(
+            queries.generated(0), FEATURES, (2, 5), form=form, seed=0, top_k=3, with_texts=with_texts
+        )
+        for form in (COLUMNS, ARROW, BINARY)
+    }
+    for number in range(100):
+        expected = by_column(wire.decode(bodies[COLUMNS](number), wire.rank_decoder), LimitsConfig())
+        options, found = arrow.read(bodies[ARROW](number), LimitsConfig())
+        assert (found.ids, found.texts, found.text) == (expected.ids, expected.texts, expected.text)
+        assert (options.query.text, options.top_k) == (expected.text, 3)
+        assert found.features.names == expected.features.names
+        np.testing.assert_array_equal(found.features.matrix, expected.features.matrix)
+        head, tensors = bodies[BINARY](number)[:HEAD_BYTES], bodies[BINARY](number)[HEAD_BYTES:]
+        (tensor,) = msgspec.json.decode(head)["inputs"]
+        assert tensor["parameters"]["binary_data_size"] == len(tensors)
+        matrix_DF = np.frombuffer(tensors, np.float32).reshape(tensor["shape"])
+        np.testing.assert_array_equal(matrix_DF, expected.features.matrix)
+
+
+@pytest.mark.parametrize("form", [ROWS, COLUMNS, ARROW, BINARY])
 def test_no_two_rank_requests_are_the_same_list(form):
-    make = traffic.rank_body(queries.generated(0), FEATURES, (3,), form=form, seed=0)
-    lists = {msgspec.json.encode(msgspec.json.decode(make(number))["candidates"]) for number in range(1_000)}
-    assert len(lists) == 1_000
+    body = traffic.rank_body(lambda _: "red shoes", FEATURES, (3,), form=form, seed=0)
+    assert len({body(number) for number in range(1_000)}) == 1_000
+
+
+def test_a_query_beyond_an_arrow_stream_s_place_is_refused():
+    body = traffic.rank_body(lambda _: "x" * 2_000, FEATURES, (3,), form=ARROW, seed=0)
+    with pytest.raises(InputError, match="at most 1024 bytes, one has 2000"):
+        body(0)
+
+
+@pytest.mark.parametrize(
+    ("form", "path", "content_type"),
+    [
+        (ROWS, "/p/v1/rank", "application/json"),
+        (ARROW, "/p/v1/rank", "application/vnd.apache.arrow.stream"),
+        (BINARY, "/p/v2/models/m/infer", "application/octet-stream"),
+    ],
+)
+def test_every_form_goes_where_it_is_read(form, path, content_type):
+    make = traffic.rank("http://h:1/p/", lambda _: b"body", form, model="m", headers=[("x-deadline-ms", "5")])
+    found, headers, body = traffic.parts(make(0))
+    assert (found, headers["content-type"], body) == (path, content_type, b"body")
+    assert headers["x-deadline-ms"] == "5"
+    assert headers.get("inference-header-content-length") == (str(HEAD_BYTES) if form == BINARY else None)
 
 
 def test_candidates_without_features_can_be_sent():

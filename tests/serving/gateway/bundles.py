@@ -1,5 +1,6 @@
 """Tiny bundles that read sub-word tokens: what they answer is looked up word by word, and can be said by hand."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -7,13 +8,16 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 
-from models.manifest import Contents, Manifest, PairText, Signature, SubwordText, TensorSpec
+from models.features import PairFeaturizer, write_corpus
+from models.lexical import Corpus, read
+from models.manifest import Contents, Manifest, PairFeatures, PairText, Signature, SubwordText, TensorSpec
 from models.model import open_model
 from models.ranking import RankRequest
 from models.session import OnnxSession
 from registry import bundle, golden
 from registry.bundle import MODEL, Bundle
-from tests.bundles import tiny_bundle
+from tests.bundles import ranking_contents, ranking_graph, tiny_bundle
+from tests.word_encoder import write_encoder
 
 LABELS = ("product_search", "order_status")
 TAGS = ("O", "B-colour", "B-brand", "I-brand")
@@ -76,6 +80,25 @@ def cross_bundle(directory: Path) -> Bundle:
         golden.write(draft, contents.signature, rows, {"float32": OnnxSession(draft / MODEL).run})
         return bundle.seal(
             draft, Manifest(**{**facts, **contents.model_dump(), "name": "cross", "files": {}}), directory
+        )
+
+
+def text_bundle(directory: Path, titles: Sequence[str]) -> Bundle:
+    """Seal a ranker of text features whose score is the cosine of query and title less a tenth of the price."""
+    features = (*PairFeaturizer.names, "price")
+    weights = np.array([float(name == "cosine") - 0.1 * float(name == "price") for name in features])
+    contents = ranking_contents({"features": features}).model_copy(update={"pair_features": PairFeatures(max_tokens=4)})
+    facts = tiny_bundle(directory / "facts", "ranking").manifest.model_dump()
+    with bundle.draft(directory) as draft:
+        write_encoder(draft)
+        write_corpus(draft / "features.json", Corpus.of(map(read, titles)))
+        onnx.save(ranking_graph(contents, weights, int8=False), draft / MODEL)
+        model = open_model(draft, contents)
+        requests = [RankRequest(("a", "b"), "red shoes", ("blue shirt", "red shirt"))]
+        rows = [(request, model.encode(request)) for request in requests]
+        golden.write(draft, contents.signature, rows, {"float32": OnnxSession(draft / MODEL).run})
+        return bundle.seal(
+            draft, Manifest(**{**facts, **contents.model_dump(), "name": "texts", "files": {}}), directory
         )
 
 

@@ -52,19 +52,35 @@ def start(deployment: Path, config: dict | None = None, port: int = 0) -> subpro
 
 
 @contextlib.contextmanager
-def gateway(deployment: Path, config: dict | None = None, *, says: str = "") -> Iterator[httpx.Client]:
-    """A client of a gateway that is ended by SIGTERM, and must then end well; it logs `says`, or nothing."""
-    process = start(deployment, config)
+def ending_well(process: subprocess.Popen[str], timeout_s: float, says: str = "") -> Iterator[str]:
+    """Where a gateway is ready, as a line. SIGTERM ends it, and must end it well; it logs `says`, or nothing."""
     try:
         line = process.stdout.readline()
         assert line.startswith("ready on http://127.0.0.1:"), process.communicate(timeout=5)
-        with httpx.Client(base_url=line.split()[2].rstrip(","), timeout=10) as client:
-            yield client
+        yield line
     finally:
         process.terminate()
-        _, said = process.communicate(timeout=20)
+        _, said = process.communicate(timeout=timeout_s)
     assert process.returncode == 0
     assert says in said if says else not said, said
+
+
+def url_of(line: str) -> str:
+    return line.split()[2].rstrip(",")
+
+
+@contextlib.contextmanager
+def gateway(deployment: Path, config: dict | None = None, *, says: str = "") -> Iterator[httpx.Client]:
+    """A client of a gateway that is ended by SIGTERM, and must then end well; it logs `says`, or nothing.
+
+    The client's `grpc` is the address of the gRPC port, where one is configured.
+    """
+    with (
+        ending_well(start(deployment, config), 20, says) as line,
+        httpx.Client(base_url=url_of(line), timeout=10) as client,
+    ):
+        client.grpc = line.partition("grpc://")[2].partition(",")[0]
+        yield client
 
 
 @pytest.fixture(scope="session")
@@ -94,5 +110,5 @@ def tree_model(tree_served) -> RankingModel:
 def tree_client(tmp_path_factory, tree_served) -> Iterator[httpx.Client]:
     directory = tmp_path_factory.mktemp("deployment")
     publish(directory, "trees", {"champion": Published("4", tree_served.bundle)})
-    with gateway(directory, {"limits": {"max_candidates": 50}}) as opened:
+    with gateway(directory, {"limits": {"max_candidates": 50}, "deadline_ms": 20_000}) as opened:
         yield opened

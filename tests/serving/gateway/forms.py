@@ -1,5 +1,6 @@
 """One table of candidates in every form that a request to rank may have."""
 
+import asyncio
 import json
 
 import numpy as np
@@ -7,9 +8,11 @@ import pyarrow as pa
 import pytest
 from hypothesis import strategies as st
 
+from models.batch import Encoded
 from models.errors import RankyardError
 from serving.gateway import arrow
 from serving.gateway.config import LimitsConfig
+from serving.gateway.open_inference import http, inputs
 from tests.tree_bundle import NAMES
 
 ARROW = "application/vnd.apache.arrow.stream"
@@ -76,6 +79,14 @@ def as_tensors(table: dict, *, is_binary: bool, dtype: str = "FP32") -> tuple[by
         inputs.append(tensor)
     header = json.dumps({"inputs": inputs}).encode()
     return header + raw, len(header) if is_binary else None
+
+
+def read_tensors(body: bytes, length: int | None, served, model, limits=LIMITS) -> list[Encoded]:
+    """What a model reads of an Open Inference request."""
+    header_length = b"" if length is None else str(length).encode()
+    request = http.tensors(http.read(body, header_length), body, header_length)
+    asked = asyncio.run(inputs.read(request.tensors, served, model, limits))
+    return list(asked.rows) if asked.candidates is None else [model.encode(asked.candidates)]
 
 
 def matrix_of(model, asked) -> bytes:

@@ -48,16 +48,16 @@ def test_out_of_scope_is_said(client):
 
 
 def test_several_queries_are_answered_in_order_and_a_bad_one_fails_alone(client):
-    queries = ["red nike shoes", 5, "track my parcel", "x" * 1_001, ""]
+    queries = ["red nike shoes", 5, "track my parcel", "x" * 1_001, " \u3000"]
     answer = client.post("/v1/understand", json={"queries": queries})
     assert answer.status_code == 200
     first, second, third, fourth, fifth = answer.json()["results"]
     assert (first["intent"]["label"], third["intent"]["label"]) == ("product_search", "order_status")
-    assert fifth["query"] == ""
+    assert fifth["error"]["message"].startswith("a query must have more than white space, got ")
     assert second == {
         "error": {
             "code": "invalid_input",
-            "message": "a query must be a string, got int; send text",
+            "message": "a query must be a string, got 5; send text",
             "field": "queries[1]",
         }
     }
@@ -147,6 +147,7 @@ U, R = "/v1/understand", "/v1/rank"
         (U, b'{"queries": ' + b"[" * 50_000, 400, "malformed_json", None, "must be JSON"),
         (U, b"[1]", 422, "invalid_input", None, "the body must be an object, got [1]"),
         (U, b"{}", 422, "invalid_input", "query", "either query or queries, got neither"),
+        (U, b'{"query": ""}', 422, "invalid_input", "query", "more than white space"),
         (U, b'{"query": "a", "queries": []}', 422, "invalid_input", "query", "got both"),
         (U, b'{"query": 5}', 422, "invalid_input", "query", "must be a string or null, got 5"),
         (U, b'{"qery": "a"}', 422, "invalid_input", "qery", "is not a field"),
@@ -217,6 +218,54 @@ U, R = "/v1/understand", "/v1/rank"
             "candidates.features.price",
             "must fit into float32",
         ),
+        (
+            R,
+            b'{"candidates": {"ids": ["a"], "features": {"popularity": [1], "price": [1e999]}}}',
+            422,
+            "invalid_input",
+            "candidates.features.price[0]",
+            "a number up to 1.8e308, got a larger one",
+        ),
+        (
+            R,
+            b'{"candidates": [{"id": "a", "features": {"popularity": 1, "price": -' + b"9" * 400 + b"}}]}",
+            422,
+            "invalid_input",
+            "candidates[0].features.price",
+            "a number up to 1.8e308, got a larger one",
+        ),
+        (
+            R,
+            b'{"candidates": [{"id": "a"}], "explain": "x"}',
+            422,
+            "invalid_input",
+            "explain",
+            'explain must be true, false or "values", got "x"',
+        ),
+        (
+            R,
+            b'{"candidates": [{"id": "a"}], "explain": 1}',
+            422,
+            "invalid_input",
+            "explain",
+            'explain must be true, false or "values", got 1',
+        ),
+        (
+            R,
+            b'{"candidates": {"ids": [], "features": {"colour": []}}}',
+            422,
+            "invalid_input",
+            "candidates.features.colour",
+            "must be one of the model's",
+        ),
+        (
+            R,
+            b'{"query": {"features": {"hour": 1}}, "candidates": []}',
+            422,
+            "invalid_input",
+            "query.features.hour",
+            "must be one of the model's",
+        ),
         (R, b'{"candidates": [{"id": "a", "features": {"price": Infinity}}]}', 400, "malformed_json", None, "JSON"),
         (
             R,
@@ -275,6 +324,11 @@ def test_a_deadline_that_passes_is_answered_504(client):
 def test_a_wrong_deadline_is_refused(client, value):
     answer = client.post("/v1/understand", json={"query": "red shoes"}, headers={"x-deadline-ms": value})
     assert (answer.status_code, answer.json()["error"]["field"]) == (422, "x-deadline-ms")
+
+
+def test_a_wrong_priority_is_refused(client):
+    answer = client.post("/v1/understand", json={"query": "red shoes"}, headers={"x-priority": "high"})
+    assert (answer.status_code, answer.json()["error"]["field"]) == (422, "x-priority")
 
 
 def test_a_body_that_never_comes_ends_at_its_deadline(client):
@@ -370,7 +424,7 @@ def test_openapi_describes_every_route_and_all_its_references_resolve(client):
                 check(inner)
 
     check(document)
-    assert set(schemas["PhaseAnswer"]["properties"]) == {"model", "in", "out", "ms"}
+    assert set(schemas["PhaseAnswer"]["properties"]) == {"model", "in", "out", "ms", "scored"}
     assert set(schemas["Understanding"]["properties"]) == {"query", "intent", "entities", "models"}
 
 
@@ -413,7 +467,7 @@ def test_the_documentation_needs_no_other_machine(client):
 @pytest.mark.parametrize(
     "ranking",
     [
-        Ranking((Ranked("a", 1.5, 1),), ("m/1",), (Phase("m/1", 2, 1, 0.25),)),
+        Ranking((Ranked("a", 1.5, 1),), ("m/1",), (Phase("m/1", 2, 1, 0.25, 2),)),
         Ranking((), ("m/1",), (), degraded=True, reason="why", explanations={"a": {"f": None, "g": 2.0}}),
     ],
 )

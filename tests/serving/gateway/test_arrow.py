@@ -1,7 +1,10 @@
 """Candidates as an Arrow IPC stream: what is read, and what is refused."""
 
+import asyncio
 import contextlib
 import sys
+import threading
+import time
 
 import numpy as np
 import pyarrow as pa
@@ -11,7 +14,14 @@ from hypothesis import strategies as st
 
 from models.errors import InputError
 from serving.gateway import arrow
+from serving.gateway.app import App
 from serving.gateway.candidates import Reader
+from serving.gateway.config import GatewayConfig
+from serving.gateway.dataplane import Dataplane, only
+from serving.gateway.messages import Request
+from serving.gateway.observer import Observer
+from serving.gateway.telemetry import Telemetry
+from serving.runtime.onnx import OnnxRuntime
 from tests.serving.gateway.forms import ARROW, LIMITS, by_arrow, by_row, refused
 
 
@@ -20,7 +30,9 @@ def test_options_of_an_arrow_stream_stand_in_its_metadata(tree_client):
     options = {"query": {"features": {"stock": 2}}, "top_k": 2}
     answers = [
         tree_client.post("/v1/rank", content=by_row(table, **options)),
-        tree_client.post("/v1/rank", content=by_arrow(table, options), headers={"content-type": f"{ARROW}; charset=x"}),
+        tree_client.post(
+            "/v1/rank", content=by_arrow(table, options), headers={"content-type": f"{ARROW.upper()}; charset=x"}
+        ),
     ]
     by_rows, by_stream = (answer.json()["ranking"] for answer in answers)
     assert by_rows == by_stream
@@ -42,12 +54,15 @@ def arrow_with(**columns) -> bytes:
     return by_arrow({"ids": ["a", "b"]}, **columns)
 
 
-def compressed() -> bytes:
-    table = pa.table({"id": ["a"] * 100, "price": [0.0] * 100})
+def stream_of(table: pa.Table, compression: str | None = None) -> bytes:
     sink = pa.BufferOutputStream()
-    with pa.ipc.new_stream(sink, table.schema, options=pa.ipc.IpcWriteOptions(compression="zstd")) as stream:
+    with pa.ipc.new_stream(sink, table.schema, options=pa.ipc.IpcWriteOptions(compression=compression)) as stream:
         stream.write_table(table)
     return sink.getvalue().to_pybytes()
+
+
+def compressed() -> bytes:
+    return stream_of(pa.table({"id": ["a"] * 100, "price": [0.0] * 100}), "zstd")
 
 
 @pytest.mark.parametrize(
@@ -75,6 +90,12 @@ def compressed() -> bytes:
             "at most 10000 candidates, got 10001",
         ),
         (by_arrow({"ids": ["a"]}, {"top_k": 0}), "invalid_input", "top_k", "must be >= 1, got 0"),
+        (
+            stream_of(pa.table({"id": ["a"]}, metadata={"rankyard": "{"})),
+            "malformed_arrow",
+            None,
+            "metadata under rankyard must be JSON",
+        ),
         (by_arrow({"ids": ["a"]}, {"top": 1}), "invalid_input", "top", "is not a field"),
     ],
 )
@@ -105,3 +126,32 @@ def test_without_pyarrow_a_stream_is_refused_with_the_way_to_get_it(monkeypatch)
     code, _, says = refused(lambda: arrow.read(arrow_with(), LIMITS))
     assert code == "unsupported_media_type"
     assert "pip install 'rankyard[arrow]'" in says
+
+
+def test_pyarrow_is_imported_once_and_on_a_thread_where_nobody_waits_for_it(tree_served, monkeypatch):
+    threads, prepare = [], arrow.prepare
+
+    def watched() -> None:
+        threads.append(threading.current_thread())
+        prepare()
+
+    async def ask() -> list[int]:
+        config, telemetry = GatewayConfig(deadline_ms=20_000), Telemetry()
+        app = App(config, telemetry, Observer(config.logs, telemetry))
+        app.dataplane = await Dataplane.open(config, only(tree_served), OnnxRuntime(1))
+        try:
+            return [
+                (await app.answer(Request(time.monotonic(), "POST", "/v1/rank", headers, body))).status
+                for body, headers in (
+                    (by_row({"ids": ["a"], "price": [1]}), {}),
+                    (by_arrow({"ids": ["a"], "price": [1]}), {b"content-type": ARROW.encode()}),
+                    (by_arrow({"ids": ["a"], "price": [1]}), {b"content-type": ARROW.encode()}),
+                )
+            ]
+        finally:
+            await app.dataplane.close()
+
+    monkeypatch.setattr(arrow, "prepare", watched)
+    assert asyncio.run(ask()) == [200, 200, 200]
+    assert len(threads) == 1
+    assert threads[0] is not threading.current_thread()

@@ -1,6 +1,7 @@
 """Which model answers what, and the gateway's answers without HTTP."""
 
 import asyncio
+import itertools
 import json
 import time
 from collections.abc import Callable, Sequence
@@ -9,14 +10,24 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from models.batch import Encoded
 from models.errors import ConfigError, DeadlineError, NotFoundError, OverloadedError, RankyardError, UnavailableError
+from models.intent import IntentModel
 from models.ranking import RankRequest
 from registry.deployment import Published, publish
 from serving.gateway.app import App
-from serving.gateway.config import GatewayConfig
+from serving.gateway.batcher import Batcher, Priority, priority
+from serving.gateway.config import GatewayConfig, PhaseConfig
+from serving.gateway.connection import Connection
+from serving.gateway.cost import Cost
 from serving.gateway.dataplane import Dataplane, Roles, choose, only
+from serving.gateway.http import HttpServer
+from serving.gateway.messages import Answer, Request
+from serving.gateway.observer import Observer
+from serving.gateway.parser import Limits
 from serving.gateway.ranking import Encoders
 from serving.gateway.telemetry import Telemetry
 from serving.runtime.onnx import OnnxRuntime
@@ -197,12 +208,15 @@ def test_one_models_failure_is_one_error_and_leaves_nothing_running(tmp_path, bu
         ask(config(), roles, lambda plane: plane.understand("red shoes"), FaultyRuntime(fault))
 
 
-def test_a_full_queue_fails_the_queries_that_do_not_fit_in(bundles):
+def test_a_full_queue_fails_the_queries_that_do_not_fit_in_before_they_are_read(bundles, monkeypatch):
+    read, encode = [], IntentModel.encode
+    monkeypatch.setattr(IntentModel, "encode", lambda self, text: read.append(text) or encode(self, text))
     roles = only(ServedModel("q", "1", bundles["intent"]))
     settings = config(limits={"max_queue_length": 3})
     queries = [f"red shoes {number}" for number in range(10)]
     answers = ask(settings, roles, lambda plane: plane.understand_several(queries))
     assert sum(isinstance(answer, OverloadedError) for answer in answers) == 7
+    assert [text for text in read if text in queries] == queries[:3]
 
 
 def two_phases(bundles, **second: object) -> tuple[GatewayConfig, Roles]:
@@ -213,6 +227,23 @@ def two_phases(bundles, **second: object) -> tuple[GatewayConfig, Roles]:
         ServedModel("dear", "1", bundles["price"]),
     )
     return settings, Roles(phases=tuple(zip(models, settings.phases, strict=True)))
+
+
+def test_who_was_admitted_before_a_swap_gets_every_phase(bundles):
+    async def admitted(plane: Dataplane):
+        place = plane.admit_ranking(time.monotonic() + 10)
+        retiring = asyncio.create_task(plane.retire())  # before the first step of the one that was admitted
+
+        async def rank():
+            with plane.in_use, place:
+                return await plane.rank(request(a=1, b=4, c=2, d=3, e=5), place=place)
+
+        answer = await asyncio.create_task(rank())
+        await retiring
+        return answer
+
+    answer = ask(*two_phases(bundles), admitted)
+    assert (ids(answer)[0], answer.degraded) == ("d", False)
 
 
 def test_a_later_phase_orders_what_the_first_one_kept(bundles):
@@ -259,6 +290,7 @@ def test_a_later_phase_that_overruns_its_budget_is_skipped_in_time(bundles):
     answer, seconds = ask(*two_phases(bundles, budget_ms=50), question, FaultyRuntime(fault))
     assert ids(answer) == ["a", "b"]
     assert answer.degraded is True
+    assert answer.reason == "dear/1 was skipped: its budget of 50 ms was over"
     assert seconds < 1
 
 
@@ -269,6 +301,12 @@ def test_a_long_list_of_pairs_is_scored_in_blocks_of_like_length(bundles):
     answer = ask(config(), only(ServedModel("c", "1", bundles["cross"])), lambda plane: plane.rank(asked), runtime)
     assert {one.id: one.score for one in answer.ranking} == {str(n): 2 + 8 * (n % 5) + n % 2 for n in range(50)}
     assert len(runtime.asked) > 1
+
+
+def test_a_short_list_of_pairs_of_unlike_length_has_each_score_at_its_own_candidate(bundles):
+    asked = RankRequest(ids=("a", "b", "c"), text="new", texts=("shoes shoes shoes", "shoes", ""))
+    answer = ask(config(), only(ServedModel("c", "1", bundles["cross"])), lambda plane: plane.rank(asked))
+    assert [(one.id, one.score) for one in answer.ranking] == [("a", 26.0), ("b", 10.0), ("c", 2.0)]
 
 
 def test_a_cross_encoder_behind_a_ranker_of_features_reads_texts_and_no_features(bundles):
@@ -326,6 +364,93 @@ def test_a_phase_that_was_skipped_takes_no_part_in_fusion(bundles, broken):
     expected = [-0.01, -0.02, -0.03] if broken == "dear/1" else [1 / 61 + 1 / 63, 1 / 63 + 1 / 61, 2 / 62]
     assert (ids(answer), answer.degraded) == (["a", "b", "c"] if broken == "dear/1" else ["a", "c", "b"], True)
     np.testing.assert_allclose([ranked.score for ranked in answer.ranking], expected, atol=1e-6)
+
+
+def rest_of_blocks(broken: Callable[[int], bool], fault: Callable) -> FaultyRuntime:
+    """A runtime that meets `fault` on those of the cross-encoder's batches whose number from 0 is `broken`."""
+    n_batches = itertools.count()
+
+    async def meet(ref: str) -> None:
+        if ref == "c/1" and broken(next(n_batches)):
+            await fault()
+
+    return FaultyRuntime(meet)
+
+
+async def gone() -> None:
+    raise UnavailableError("its server is gone")
+
+
+def forty_pairs(bundles, **last: object) -> tuple[GatewayConfig, Roles, RankRequest]:
+    """By price, which rises with the number, then by a cross-encoder that gives odd ones 8 and even ones 1.
+
+    The best half has longer texts; its blocks are nevertheless the rows 0-15, 16-31 and 32-39, one batch each.
+    """
+    phases = [{"model": "cheap/1"}, {"model": "c/1", "budget_ms": 20_000, **last}]
+    settings = config(phases=phases, batch={"max_batch_size": 1}, max_deadline_ms=60_000, deadline_ms=60_000)
+    models = [ServedModel("cheap", "1", bundles["ranking"]), ServedModel("c", "1", bundles["cross"])]
+    asked = RankRequest(
+        ids=tuple(map(str, range(40))),
+        texts=tuple(("shoes" if n % 2 else "red") + " order" * (n < 20) for n in range(40)),
+        features={"price": np.arange(40, dtype=np.float32)},
+    )
+    return settings, Roles(phases=tuple(zip(models, settings.phases, strict=True))), asked
+
+
+PARTS = [
+    (lambda number: number > 0, [*range(1, 16, 2), *range(0, 16, 2), *range(16, 40)], range(16)),
+    (lambda number: number != 1, [*range(16), *range(17, 32, 2), *range(16, 32, 2), *range(32, 40)], range(16, 32)),
+]
+
+
+@pytest.mark.parametrize(("broken", "order", "scored"), PARTS, ids=["the best", "those in the middle"])
+def test_a_phase_that_scored_some_candidates_orders_those_in_the_places_they_held(bundles, broken, order, scored):
+    settings, roles, asked = forty_pairs(bundles)
+    answer = ask(settings, roles, lambda plane: plane.rank(asked), rest_of_blocks(broken, gone))
+    assert ids(answer) == [str(number) for number in order]
+    assert [one.rank for one in answer.ranking] == list(range(1, 41))
+    for one in answer.ranking:
+        number = int(one.id)
+        expected = (8 if number % 2 else 1) if number in scored else -number / 100
+        assert one.score == pytest.approx(expected, abs=1e-6)
+    assert answer.degraded is True
+    assert answer.reason == "c/1 scored 16 of 40 candidates, the others keep their places: its server is gone"
+    assert [(phase.model, phase.n_in, phase.n_scored) for phase in answer.phases] == [
+        ("cheap/1", 40, 40),
+        ("c/1", 40, 16),
+    ]
+
+
+def test_at_the_end_of_its_budget_a_phase_is_answered_as_far_as_it_came_and_cut_as_ever(bundles):
+    settings, roles, asked = forty_pairs(bundles, budget_ms=500, keep=3)
+    runtime = rest_of_blocks(lambda number: number > 0, asyncio.Event().wait)
+    answer = ask(settings.model_copy(update={"drain_s": 0.1}), roles, lambda plane: plane.rank(asked), runtime)
+    assert ids(answer) == ["1", "3", "5"]
+    assert (answer.phases[1].n_out, answer.phases[1].n_scored) == (3, 16)
+    expected = "c/1 scored 16 of 40 candidates, the others keep their places: its budget of 500 ms was over"
+    assert answer.reason == expected
+
+
+def test_a_phase_in_part_is_fused_where_all_phases_scored_and_left_out_after_it(bundles):
+    settings, roles, asked = forty_pairs(bundles, fuse={"method": "linear", "weights": [0.0, 1.0]})
+    last = PhaseConfig(model="dear/1", fuse={"method": "linear", "weights": [0.0, 1.0, 0.5]})
+    dear = ServedModel("dear", "1", bundles["price"])
+    alone = ask(settings, roles, lambda plane: plane.rank(asked), rest_of_blocks(lambda number: number > 0, gone))
+    assert ids(alone) == [str(number) for number in PARTS[0][1]]
+    # Eight scores of 8 and eight of 1, standardised.
+    assert [one.score for one in alone.ranking[:16]] == pytest.approx([1.0] * 8 + [-1.0] * 8)
+    roles = Roles(phases=(*roles.phases, (dear, last)))
+    after = ask(settings, roles, lambda plane: plane.rank(asked), rest_of_blocks(lambda number: number > 0, gone))
+    assert ids(after) == [str(number) for number in range(39, -1, -1)]
+
+
+def test_a_first_phase_must_score_every_candidate(bundles):
+    roles = only(ServedModel("c", "1", bundles["cross"]))
+    asked = forty_pairs(bundles)[2]
+    settings = config(batch={"max_batch_size": 1})
+    without = replace(asked, features={})
+    with pytest.raises(UnavailableError, match="its server is gone"):
+        ask(settings, roles, lambda plane: plane.rank(without), rest_of_blocks(lambda number: number > 0, gone))
 
 
 def test_a_first_phase_that_fails_is_an_error(bundles):
@@ -398,7 +523,7 @@ def test_only_so_many_requests_wait_for_their_features():
 
 
 def test_a_caller_that_hangs_up_takes_its_waiting_work_with_it(bundles):
-    """The application is called as uvicorn calls it: after the body, `receive` waits for the caller to leave."""
+    """The application is called as the HTTP server calls it, which cancels what it was given when the caller leaves."""
     settings = config(runtime={"n_workers": 1})
     released = asyncio.Event()
 
@@ -406,38 +531,193 @@ def test_a_caller_that_hangs_up_takes_its_waiting_work_with_it(bundles):
         await released.wait()
 
     async def question(plane: Dataplane):
-        app = App(settings, Telemetry())
+        telemetry = Telemetry()
+        app = App(settings, telemetry, Observer(settings.logs, telemetry))
         app.dataplane = plane
-        answers: list[dict] = []
 
-        async def send(message: dict) -> None:
-            answers.append(message)
-
-        async def call(query: str, leaves: asyncio.Event) -> None:
+        def call(query: str) -> tuple[Request, asyncio.Task[Answer]]:
             body = json.dumps({"query": query}).encode()
-            messages = [{"type": "http.request", "body": body, "more_body": False}]
+            request = Request(time.monotonic(), "POST", "/v1/understand", body=body)
+            return request, asyncio.create_task(app.answer(request))
 
-            async def receive() -> dict:
-                if messages:
-                    return messages.pop()
-                await leaves.wait()
-                return {"type": "http.disconnect"}
-
-            await app({"type": "http", "path": "/v1/understand", "method": "POST", "headers": []}, receive, send)
-
-        leaving, staying = asyncio.Event(), asyncio.Event()
-        calls = [asyncio.create_task(call("red shoes", staying)) for _ in range(2)]
+        staying = [call("red shoes")[1] for _ in range(2)]
         await asyncio.sleep(0.05)
-        calls += [asyncio.create_task(call(f"where is {n}", leaving if n % 2 else staying)) for n in range(6)]
+        calls = [call(f"where is {n}") for n in range(6)]
         await asyncio.sleep(0.05)
-        leaving.set()
-        await asyncio.sleep(0.05)
-        assert sum(task.done() for task in calls) == 3
-        assert answers == []
+        for request, task in calls[1::2]:
+            request.is_given_up = True
+            task.cancel()
+        await asyncio.wait([task for _, task in calls[1::2]], timeout=5)
+        assert sum(task.done() for _, task in calls) == 3
+        assert b'route="/v1/understand",status="499"} 3.0' in telemetry.exposition()
         released.set()
-        await asyncio.gather(*calls)
-        return [message["status"] for message in answers if "status" in message]
+        staying += [task for _, task in calls[::2]]
+        return [answer.status for answer in await asyncio.gather(*staying)]
 
     runtime = FaultyRuntime(fault)
     statuses = ask(settings, only(ServedModel("q", "1", bundles["intent"])), question, runtime)
     assert statuses == [200] * 5
+
+
+def test_a_query_that_could_not_be_answered_in_time_is_refused_at_once_and_not_one_that_is_being_asked(bundles):
+    settings = config(runtime={"n_workers": 1}, limits={"max_queue_length": 2}, batch={"max_batch_size": 1})
+    released = asyncio.Event()
+
+    async def fault(_ref: str) -> None:
+        await released.wait()
+
+    async def question(plane: Dataplane):
+        telemetry = Telemetry()
+        app = App(settings, telemetry, Observer(settings.logs, telemetry))
+        app.dataplane = plane
+
+        def call(query: str):
+            body = json.dumps({"query": query}).encode()
+            return app.answer(Request(time.monotonic(), "POST", "/v1/understand", body=body))
+
+        tasks = []
+        for n in range(5):  # one or two are worked on
+            answer = call(f"where is {n}")
+            if not isinstance(answer, Answer):
+                tasks.append(asyncio.create_task(answer))
+                await asyncio.sleep(0.05)
+        refused = call("red shoes")
+        tasks.append(asyncio.create_task(call("where is 0")))
+        released.set()
+        return refused, [answer.status for answer in await asyncio.gather(*tasks)]
+
+    served = only(ServedModel("q", "1", bundles["intent"]))
+    refused, statuses = ask(settings, served, question, FaultyRuntime(fault))
+    assert isinstance(refused, Answer)
+    assert (refused.status, dict(refused.headers)[b"retry-after"]) == (429, b"1")
+    assert set(statuses) == {200}
+
+
+class Stub(asyncio.Transport):
+    """A client that takes everything it is sent."""
+
+    def write(self, data):
+        del data
+
+    def is_closing(self):
+        return False
+
+
+FATES = {
+    "answered": (b'{"query": "red shoes"}', {}),
+    "wrong": (b'{"query": ""', {}),
+    "late": (b'{"query": "blue shoes"}', {b"x-deadline-ms": b"0.001"}),
+    "gone at once": (b'{"query": "green shoes"}', {}),
+    "gone later": (b'{"query": "black shoes"}', {}),
+}
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    fates=st.lists(st.tuples(st.sampled_from(sorted(FATES)), st.sampled_from(["understand", "rank"])), max_size=12),
+    has_cache=st.booleans(),
+)
+def test_whatever_becomes_of_requests_the_queue_has_all_its_room_afterwards(bundles, fates, has_cache):
+    """Called as a socket calls: two requests in one turn of the loop, and callers that leave before the next turn."""
+    limits, cache = {"max_queue_length": 3}, {} if has_cache else {"max_bytes": 0}
+    configured = config(runtime={"n_workers": 1}, limits=limits, cache=cache, phases=[{"model": "r/1"}])
+    ranker = ServedModel("r", "1", bundles["ranking"])
+    roles = Roles(intent=ServedModel("q", "1", bundles["intent"]), phases=((ranker, configured.phases[0]),))
+    candidates = b'"candidates": [{"id": "a", "features": {"price": 1}}]'
+
+    async def question(plane: Dataplane):
+        telemetry = Telemetry()
+        app = App(configured, telemetry, Observer(configured.logs, telemetry))
+        app.dataplane = plane
+        server = HttpServer(app, Limits(1_000), max_connections=100, max_bodies_bytes=100_000)
+        leaving = []
+        for number, (fate, route) in enumerate(fates):
+            body, headers = FATES[fate]
+            if route == "rank":
+                body = body.replace(b'"query": "', b'%b, "query": {"text": "' % candidates).replace(b'"}', b'"}}')
+            connection = Connection(server)
+            connection.connection_made(Stub())
+            fields = b"".join(b"%b: %b\r\n" % field for field in headers.items())
+            head = b"POST /v1/%b HTTP/1.1\r\nhost: a\r\n%bcontent-length: %d" % (route.encode(), fields, len(body))
+            connection.data_received(b"%b\r\n\r\n%b" % (head, body))
+            if fate == "gone at once":
+                connection.connection_lost(None)
+            elif fate == "gone later":
+                leaving.append(connection)
+            if number % 2:
+                await asyncio.sleep(0)
+                while leaving:
+                    leaving.pop().connection_lost(None)
+        async with asyncio.timeout(10):
+            while plane.in_use.n or len(asyncio.all_tasks()) > 1:
+                await asyncio.sleep(0.001)
+        for served in roles.models.values():
+            for _ in range(3):
+                plane.admit(served, time.monotonic() + 60)
+            with pytest.raises(OverloadedError, match="at most 3 requests may wait"):
+                plane.admit(served, time.monotonic() + 60)
+
+    async def run():
+        plane = await Dataplane.open(configured, roles, OnnxRuntime(n_workers=1), Telemetry())
+        await question(plane)
+
+    asyncio.run(run())
+
+
+@pytest.mark.parametrize("sent", [None, "interactive", "bulk"])
+def test_a_request_is_queued_with_the_priority_that_it_names(bundles, monkeypatch, sent):
+    settings = config()
+    queued = []
+    submit = Batcher.submit
+
+    def watched(*arguments):
+        queued.append(priority.get())
+        return submit(*arguments)
+
+    async def question(plane: Dataplane):
+        telemetry = Telemetry()
+        app = App(settings, telemetry, Observer(settings.logs, telemetry))
+        app.dataplane = plane
+        headers = {} if sent is None else {b"x-priority": sent.encode()}
+        request = Request(time.monotonic(), "POST", "/v1/understand", headers=headers, body=b'{"query": "red shoes"}')
+        return (await asyncio.create_task(app.answer(request))).status
+
+    monkeypatch.setattr(Batcher, "submit", watched)
+    assert ask(settings, only(ServedModel("q", "1", bundles["intent"])), question) == 200
+    assert queued == [sent or "interactive"]
+
+
+def test_a_bulk_query_that_an_interactive_caller_asks_too_goes_with_the_interactive(bundles, monkeypatch):
+    monkeypatch.setattr(Cost, "learn", lambda *_: None)  # a busy machine would have a say in whose turn it is
+    settings = config(runtime={"n_workers": 1}, batch={"max_batch_size": 1})
+    released = asyncio.Event()
+
+    async def fault(_ref: str) -> None:
+        await released.wait()
+
+    async def question(plane: Dataplane):
+        answered: list[tuple[str, str]] = []
+
+        async def call(kind: Priority, query: str) -> None:
+            priority.set(kind)
+            await plane.understand(query)
+            answered.append((kind, query))
+
+        tasks = []
+        for kind, query in [
+            *(("interactive", f"running {n}") for n in range(2)),
+            *(("bulk", f"where is {n}") for n in range(3)),
+            ("interactive", "where is 2"),
+            ("interactive", "red shoes"),
+        ]:
+            tasks.append(asyncio.create_task(call(kind, query)))
+            await asyncio.sleep(0)
+        released.set()
+        await asyncio.gather(*tasks)
+        return answered
+
+    runtime = FaultyRuntime(fault)
+    runtime.n_workers, runtime.n_ahead = 1, 0  # one batch at a time, so that answers come in the order of turns
+    answered = ask(settings, only(ServedModel("q", "1", bundles["intent"])), question, runtime)
+    assert len(answered) == 7
+    assert answered.index(("bulk", "where is 2")) < answered.index(("bulk", "where is 1"))

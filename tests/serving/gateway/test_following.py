@@ -13,6 +13,7 @@ from registry.deployment import Published, publish
 from serving.runtime.protocol import ServedModel
 from tests.bundles import tiny_bundle
 from tests.serving.gateway.conftest import gateway
+from tests.serving.gateway.metrics import samples, value
 
 QUERY = "where is my order"
 
@@ -31,6 +32,11 @@ def deployed(tmp_path):
 
 def models(client):
     return [model["ref"] for model in client.get("/v1/models").json()["models"]]
+
+
+def versions(client):
+    """Versions that any series is labelled with."""
+    return {sample.labels["version"] for sample in samples(client) if "version" in sample.labels}
 
 
 def wait_for(client, ref, seconds=10):
@@ -67,9 +73,10 @@ def test_ten_promotions_under_load_fail_no_request_and_mix_no_versions(deployed,
         for caller in callers:
             caller.join()
         until = time.monotonic() + 5
-        while 'model="shop-query/10"' in client.get("/metrics").text:
+        while versions(client) != {"11"}:
             assert time.monotonic() < until
             time.sleep(0.02)
+        assert value(client, "rankyard_swaps_total") == 10
     assert faults == []
     assert len({answer["results"][0]["models"]["intent"] for answer in answers}) > 5
     for answer in answers:
@@ -126,8 +133,10 @@ def test_a_model_that_does_not_prove_itself_leaves_the_old_one_serving(deployed,
         time.sleep(0.5)
         assert models(client) == ["shop-query/1"]
         assert client.post("/v1/understand", json={"query": QUERY}).status_code == 200
+        assert value(client, "rankyard_following_refused") == 1
         promote(3, tiny_bundle(tmp_path / "bundles", "intent", name="good"))
         wait_for(client, "shop-query/3")
+        assert value(client, "rankyard_following_refused") == 0
 
 
 def with_other_golden_rows(sealed, bundles):

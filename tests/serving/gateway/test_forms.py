@@ -11,7 +11,6 @@ import tritonclient.http as triton
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from serving.gateway import inference
 from serving.gateway.candidates import Reader
 from serving.gateway.predict import predict
 from tests.serving.gateway.forms import (
@@ -23,6 +22,7 @@ from tests.serving.gateway.forms import (
     by_row,
     matrix_of,
     numbers,
+    read_tensors,
     refused,
     tables,
 )
@@ -41,8 +41,8 @@ def test_every_form_of_a_request_gives_the_model_the_same_bytes(tree_model, tree
     if len(table) > 1:
         for is_binary, dtype in ((True, "FP32"), (True, "FP64"), (False, "FP64")):
             body, length = as_tensors(table, is_binary=is_binary, dtype=dtype)
-            read = inference.read(body, length, tree_served, tree_model, LIMITS)
-            assert np.asarray(read.encoded.arrays["features"]).tobytes() == expected
+            (read,) = read_tensors(body, length, tree_served, tree_model)
+            assert np.asarray(read.arrays["features"]).tobytes() == expected
 
 
 @settings(max_examples=25, deadline=None)

@@ -1,5 +1,6 @@
 """The gateway as a process: its start, its end, and what it refuses to start with."""
 
+import asyncio
 import json
 import signal
 import socket
@@ -7,19 +8,24 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import httpx
 import pytest
 
 from models.errors import WorkspaceError
-from serving.gateway import following, server
+from serving.gateway import following, gateway, server
+from serving.gateway import port as ports
 from serving.gateway.config import GatewayConfig
-from tests.serving.gateway.conftest import start
+from tests.serving.gateway.conftest import start, url_of
+from tests.serving.gateway.front import rest
 
 
 def address(process: subprocess.Popen[str]) -> tuple[str, int]:
-    url = httpx.URL(process.stdout.readline().split()[2].rstrip(","))
+    url = httpx.URL(url_of(process.stdout.readline()))
     return url.host, url.port
 
 
@@ -36,9 +42,7 @@ def test_a_signal_finishes_what_was_begun_and_ends_well(deployment, number):
         time.sleep(0.5)
         assert process.poll() is None
         caller.sendall(body)
-        answer = b""
-        while received := caller.recv(10_000):
-            answer += received
+        answer = rest(caller)
     assert answer.startswith(b"HTTP/1.1 200")
     assert b"order_status" in answer
     _, said = process.communicate(timeout=10)
@@ -101,16 +105,21 @@ def test_nothing_published_is_one_sentence(tmp_path: Path):
 def test_it_lives_but_is_not_ready_before_its_models_are_loaded(deployment, monkeypatch):
     lines: list[str] = []
     may_load = threading.Event()
-    listener = server._bind("127.0.0.1", 0)
-    url = server._address(listener)
-    monkeypatch.setattr(server, "_bind", lambda *_: listener)
+    listener = ports.bind("127.0.0.1", 0)
+    url = ports.address(listener)
+    monkeypatch.setattr(server, "bind", lambda *_: listener)
     choose = following.choose
     monkeypatch.setattr(following, "choose", lambda *given: may_load.wait(10) and choose(*given))
-    servers: list[server._Server] = []
-    settings = server._Server.__init__
-    monkeypatch.setattr(
-        server._Server, "__init__", lambda self, *given: (settings(self, *given), servers.append(self))[0]
-    )
+    stops: list[Callable[[], object]] = []
+    signalled = gateway.signalled
+
+    @contextmanager
+    def told() -> Iterator[asyncio.Event]:
+        with signalled() as stop:
+            stops.append(partial(asyncio.get_running_loop().call_soon_threadsafe, stop.set))
+            yield stop
+
+    monkeypatch.setattr(gateway, "signalled", told)
     running = threading.Thread(
         target=server.run, args=(GatewayConfig(), deployment, None, "127.0.0.1", 0), kwargs={"say": lines.append}
     )
@@ -130,23 +139,23 @@ def test_it_lives_but_is_not_ready_before_its_models_are_loaded(deployment, monk
             assert lines == [f"ready on {url}, serving shop-query/3, shop-ltr/2"]
     finally:
         may_load.set()
-        servers[0].should_exit = True
+        stops[0]()
         running.join(10)
 
 
 def test_an_address_of_ip_version_6_is_written_in_brackets():
     try:
-        listener = server._bind("::1", 0)
+        listener = ports.bind("::1", 0)
     except WorkspaceError:
         pytest.skip("this machine has no IPv6 loopback")
     with listener:
-        assert server._address(listener) == f"http://[::1]:{listener.getsockname()[1]}"
+        assert ports.address(listener) == f"http://[::1]:{listener.getsockname()[1]}"
 
 
 def test_a_gateway_machine_needs_no_training_package():
     heavy = ("torch", "mlflow", "xgboost", "sklearn", "transformers", "pandas", "scipy", "onnx", "tritonclient", "grpc")
     program = (
-        "import sys, serving.gateway.server\n"
+        "import sys, serving.gateway.gateway\n"
         f"print([name for name in {heavy!r} if name in sys.modules])\n"
         "print('swagger_ui_bundle' in sys.modules)"
     )

@@ -1,13 +1,15 @@
-"""What happens when the first runtime fails, hangs, answers wrongly, and comes back."""
+"""What happens when the first runtime fails, hangs, answers late, and comes back."""
 
 import asyncio
 import time
+from collections import Counter
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from models.errors import DeadlineError, NotFoundError, RankyardError, UnavailableError
-from serving.runtime import fallback
+from serving.runtime import breaker
 from serving.runtime.fallback import FallbackRuntime
 from serving.runtime.protocol import ServedModel
 from tests.bundles import tiny_bundle
@@ -17,24 +19,31 @@ class Scripted:
     """Answers rows of `value`; does `fault` instead where there is one."""
 
     n_workers = 2
+    n_ahead = 0
     is_degraded = False
 
     def __init__(self, value):
-        self.value, self.fault, self.load_fault = value, None, None
-        self.n_asked = 0
+        self.value, self.fault, self.load_fault, self.failing = value, None, None, None
+        self.n_loaded = 0
+        self.asked_for = Counter()
+
+    @property
+    def n_asked(self):
+        return self.asked_for.total()
 
     async def load(self, model):  # noqa: ARG002
+        self.n_loaded += 1
         if self.load_fault is not None:
             raise self.load_fault
 
     async def infer(self, model, inputs, *, timeout_s):
-        self.n_asked += 1
+        self.asked_for[model.ref] += 1
+        if model.ref == self.failing:
+            raise UnavailableError("not this one")
         n_rows = len(inputs["features"])
         if self.fault == "hang":
             await asyncio.sleep(timeout_s)
             raise DeadlineError(f"{model.ref} is late")
-        if self.fault == "rows":
-            return {"score": np.zeros(n_rows + 1, np.float32)}
         if self.fault is not None:
             raise self.fault
         return {"score": np.full(n_rows, self.value, np.float32)}
@@ -46,6 +55,13 @@ class Scripted:
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
     return ServedModel("r", "1", tiny_bundle(tmp_path_factory.mktemp("r"), "ranking"))
+
+
+async def until(condition, seconds=10.0):
+    give_up_s = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < give_up_s
+        await asyncio.sleep(0.002)
 
 
 def run(scenario, model):
@@ -66,7 +82,7 @@ def run(scenario, model):
     asyncio.run(opened())
 
 
-@pytest.mark.parametrize("fault", [UnavailableError("gone"), RankyardError("broken"), "rows"], ids=str)
+@pytest.mark.parametrize("fault", [UnavailableError("gone"), RankyardError("broken"), KeyError("a bug")], ids=str)
 def test_what_the_first_fails_on_the_second_answers(model, fault):
     async def scenario(runtime, first, ask):
         assert await ask() == [1.0] * 3
@@ -79,42 +95,93 @@ def test_what_the_first_fails_on_the_second_answers(model, fault):
     run(scenario, model)
 
 
-def test_a_hanging_first_runtime_leaves_time_for_the_second(model):
+def test_a_hanging_first_runtime_leaves_time_for_the_second(model, monkeypatch):
+    monkeypatch.setattr(breaker, "_SILENT_S", 0.8)
+
     async def scenario(runtime, first, ask):
         first.fault = "hang"
         started = time.monotonic()
         for _ in range(20):
-            assert await ask(0.3) == [2.0] * 3
-        assert time.monotonic() - started < 3 * 0.15 + 0.2
+            assert await ask(1.2) == [2.0] * 3
+        assert time.monotonic() - started < 10 * 0.6  # 4 * 0.6, where every ask waited for it 20 * 0.6
         assert runtime.is_degraded
+        assert first.n_asked == 4  # of which the first had no time to tell
 
     run(scenario, model)
 
 
-def test_short_deadlines_are_no_reason_to_leave_the_first(model):
+def test_a_moment_of_silence_is_no_reason_to_leave_the_first(model):
     async def scenario(runtime, first, ask):
         first.fault = "hang"
+        for _ in range(5):
+            assert await ask(0.02) == [2.0] * 3
+        assert not runtime.is_degraded
+        first.fault = None
+        assert await ask() == [1.0] * 3
+
+    run(scenario, model)
+
+
+def test_one_model_that_fails_there_leaves_the_others_there(model):
+    other = replace(model, name="other")
+
+    async def scenario(runtime, first, ask):
+        await runtime.load(other)
+        first.failing = other.ref
+        for _ in range(5):
+            await runtime.infer(other, {"features": np.zeros((1, 2), np.float32)}, timeout_s=1.0)
+            assert await ask() == [1.0] * 3
+        assert runtime.is_degraded
+        assert first.asked_for[other.ref] == 3
+
+    run(scenario, model)
+
+
+def test_a_request_that_both_fail_on_says_nothing_about_the_first(model):
+    async def scenario(runtime, first, ask):
+        first.fault = runtime._second.fault = RankyardError("a bad row")
         for _ in range(10):
-            assert await ask(0.1) == [2.0] * 3
+            with pytest.raises(RankyardError, match="a bad row"):
+                await ask()
         assert not runtime.is_degraded
 
     run(scenario, model)
 
 
 def test_it_comes_back_to_the_first_when_that_proves_itself(model, monkeypatch):
-    monkeypatch.setattr(fallback, "_PROBES_EVERY_S", 0.01)
+    monkeypatch.setattr(breaker, "_TRIAL_EVERY_S", 0.01)
 
     async def scenario(runtime, first, ask):
         first.fault = first.load_fault = UnavailableError("gone")
         for _ in range(3):
             await ask()
         first.fault = None
-        await asyncio.sleep(0.05)
+        n_tried = first.n_loaded
+        await until(lambda: first.n_loaded > n_tried + 2)
         assert await ask() == [2.0] * 3
         first.load_fault = None
-        await asyncio.sleep(0.05)
-        assert not runtime.is_degraded
+        await until(lambda: not runtime.is_degraded)
         assert await ask() == [1.0] * 3
+
+    run(scenario, model)
+
+
+def test_after_a_trial_the_next_failure_leaves_it_again_and_for_twice_as_long(model, monkeypatch):
+    monkeypatch.setattr(breaker, "_TRIAL_EVERY_S", 0.01)
+
+    async def scenario(runtime, first, ask):
+        own = runtime._breakers[model.ref]
+        first.fault = UnavailableError("answers golden rows alone")
+        for wait_s in (0.01, 0.02, 0.04):
+            n_asked = first.n_asked
+            assert own._wait_s == pytest.approx(wait_s)
+            while not runtime.is_degraded:
+                assert await ask() == [2.0] * 3
+            assert first.n_asked - n_asked == (3 if wait_s == 0.01 else 1)
+            await until(lambda: not runtime.is_degraded)
+        first.fault = None
+        assert await ask() == [1.0] * 3
+        assert own._wait_s == pytest.approx(0.01)
 
     run(scenario, model)
 

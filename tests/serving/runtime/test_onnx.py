@@ -3,15 +3,19 @@
 import asyncio
 import json
 import os
+import threading
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from models.errors import BundleError, ParityError
+from models.session import OnnxSession
+from serving.runtime import onnx
 from serving.runtime.onnx import OnnxRuntime
 from serving.runtime.protocol import ServedModel
 from tests.bundles import tiny_bundle
+from tests.tree_bundle import NAMES, grow, tree_bundle
 
 
 def test_a_bundle_that_answers_otherwise_than_it_was_sealed_is_not_loaded(tmp_path: Path):
@@ -67,3 +71,85 @@ def test_there_are_as_many_workers_as_cores():
     runtime = OnnxRuntime()
     assert runtime.n_workers == len(os.sched_getaffinity(0))
     asyncio.run(runtime.close())
+
+
+def test_a_text_that_comes_while_nothing_runs_gets_two_threads_and_the_same_bits(tmp_path: Path, monkeypatch):
+    used = []
+
+    class Recorded(OnnxSession):
+        def __init__(self, path, *, n_threads):
+            super().__init__(path, n_threads=n_threads)
+            self.n_threads = n_threads
+
+        def run(self, arrays):
+            used.append(self.n_threads)
+            return super().run(arrays)
+
+    monkeypatch.setattr(onnx, "OnnxSession", Recorded)
+    served = ServedModel("tiny-intent", "1", tiny_bundle(tmp_path))
+    one = {"ngram_ids": np.array([[3, 5]]), "ngram_counts": np.ones((1, 2), np.float32)}
+    two = {name: np.repeat(array, 2, axis=0) for name, array in one.items()}
+
+    async def ask(n_alone_threads):
+        runtime = OnnxRuntime(n_workers=2, n_alone_threads=n_alone_threads)
+        await runtime.load(served)
+        used.clear()
+        answers = [await runtime.infer(served, one, timeout_s=5)]
+        answers += await asyncio.gather(*(runtime.infer(served, one, timeout_s=5) for _ in range(2)))
+        threads = [used[0], sorted(used[1:])]
+        used.clear()
+        for inputs in (one, one, two):
+            answers.append(await runtime.infer(served, inputs, timeout_s=5))
+        await runtime.close()
+        assert len({answer["intent_logits"][0].tobytes() for answer in answers}) == 1
+        return [*threads, *used]
+
+    # alone; two at once, of which the first was alone yet; alone again, but not for long; alone for longer; two rows
+    assert asyncio.run(ask(None)) == [2, [1, 2], 1, 2, 1]
+    assert asyncio.run(ask(1)) == [1, [1, 1], 1, 1, 1]
+
+
+def test_a_model_of_trees_is_in_memory_once(tmp_path: Path, monkeypatch):
+    opened = []
+
+    def open_session(path, *, n_threads):
+        opened.append(n_threads)
+        return OnnxSession(path, n_threads=n_threads)
+
+    monkeypatch.setattr(onnx, "OnnxSession", open_session)
+
+    async def load():
+        runtime = OnnxRuntime(n_workers=2)
+        await runtime.load(ServedModel("r", "1", tiny_bundle(tmp_path, "ranking")))
+        await runtime.close()
+
+    asyncio.run(load())
+    assert opened == [1]
+
+
+def test_a_short_list_of_trees_is_scored_on_the_loop_for_a_lone_caller(tmp_path: Path, monkeypatch):
+    monkeypatch.setattr(onnx.SizedScorer, "rows_within", lambda _self, _seconds: 3)
+    ran_on = []
+    run = onnx.SizedScorer.run
+
+    def recorded(self, arrays):
+        ran_on.append((len(arrays["features"]), threading.current_thread() is threading.main_thread()))
+        return run(self, arrays)
+
+    monkeypatch.setattr(onnx.SizedScorer, "run", recorded)
+    served = ServedModel("trees", "1", tree_bundle(tmp_path, grow(5)))
+    short, long = ({"features": np.zeros((n, len(NAMES)), np.float32)} for n in (3, 4))
+
+    async def ask():
+        runtime = OnnxRuntime(n_workers=2)
+        await runtime.load(served)
+        ran_on.clear()
+        await runtime.infer(served, short, timeout_s=5)
+        await asyncio.gather(*(runtime.infer(served, inputs, timeout_s=5) for inputs in (long, short)))
+        for _ in range(2):
+            await runtime.infer(served, short, timeout_s=5)
+        await runtime.close()
+
+    asyncio.run(ask())
+    assert (ran_on[0], sorted(ran_on[1:3])) == ((3, True), [(3, False), (4, False)])
+    assert ran_on[3:] == [(3, False), (3, True)]  # alone again, but not for long; alone for longer

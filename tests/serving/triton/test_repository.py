@@ -9,7 +9,9 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
+from onnx import TensorProto, helper, numpy_helper
 
 from models.errors import NotFoundError, ParityError, RankyardError, UnavailableError, WorkspaceError
 from registry import golden
@@ -17,9 +19,9 @@ from registry.bundle import Bundle
 from registry.deployment import Published, publish
 from serving.runtime.protocol import ServedModel
 from serving.runtime.triton import TritonRuntime
-from serving.triton.config import TritonSettings
 from serving.triton.http import TritonHttp
 from serving.triton.repository import CONFIG, MODEL, deploy, install, prove, write
+from serving.triton.settings import TritonSettings
 from tests.bundles import tiny_bundle
 from tests.serving.gateway.bundles import joint_bundle
 
@@ -28,6 +30,27 @@ ONE = TritonSettings(n_instances=1)
 
 def files(directory: Path) -> set[str]:
     return {str(path.relative_to(directory)) for path in directory.rglob("*")}
+
+
+def needs_tokens(bundle: Bundle, directory: Path) -> Bundle:
+    """The bundle, its network such that a row of padding alone is an error, as where padding is left out of a batch."""
+    shutil.copytree(bundle.path, directory)
+    network = onnx.load(directory / "model.onnx")
+    last = next(node for node in network.graph.node if "intent_logits" in node.output)
+    last.output[list(last.output).index("intent_logits")] = "logits"
+    network.graph.initializer.append(numpy_helper.from_array(np.array(0, dtype=np.int64), "first"))
+    network.graph.node.extend(
+        [
+            helper.make_node("NonZero", ["attention_mask"], ["places"]),
+            helper.make_node("Gather", ["places", "first"], ["place"], axis=1),
+            helper.make_node("ReduceSum", ["place"], ["sum"], keepdims=0),
+            helper.make_node("Sub", ["sum", "sum"], ["nothing"]),
+            helper.make_node("Cast", ["nothing"], ["zero_point"], to=TensorProto.FLOAT),
+            helper.make_node("Add", ["logits", "zero_point"], ["intent_logits"]),
+        ]
+    )
+    onnx.save(network, directory / "model.onnx")
+    return replace(bundle, path=directory)
 
 
 def spoilt(bundle: Bundle, directory: Path) -> Bundle:
@@ -62,7 +85,10 @@ def test_a_version_is_the_served_variant_and_what_runs_it(tmp_path):
         True,
         None,
     )
-    assert files(tmp_path / "repository" / "shop-query") == {CONFIG, "3", "3/model.onnx", "3/model.py"}
+    assert files(tmp_path / "repository" / "shop-query") == {
+        *(CONFIG, "3", "3/model.onnx", "3/model.py"),
+        *("warmup", "warmup/3", "warmup/3/ngram_ids", "warmup/3/ngram_counts"),
+    }
     assert (written.path / MODEL).read_bytes() == bundle.model_file("int8").read_bytes()
 
 
@@ -119,6 +145,14 @@ def test_a_repository_that_cannot_be_made_is_refused(tmp_path):
         write(tmp_path / "file", "m", "1", tiny_bundle(tmp_path / "b"), TritonSettings())
 
 
+def test_a_model_is_warmed_up_with_a_text_since_padding_alone_is_none(tmp_path, triton_server):
+    bundle = needs_tokens(joint_bundle(tmp_path / "b"), tmp_path / "needs-tokens")
+    install(triton_server.http, triton_server.repository, "r-warm", "1", bundle, ONE)
+    rows = np.frombuffer((triton_server.repository / "r-warm/warmup/1/attention_mask").read_bytes(), dtype=np.int64)
+    assert rows.size
+    assert rows.all()
+
+
 def test_without_a_server_deploying_writes_alone(tmp_path):
     publish(tmp_path, "shop-query", {"champion": Published("3", tiny_bundle(tmp_path / "b"))})
     (done,) = deploy(tmp_path, ["shop-query"], tmp_path / "r", TritonSettings())
@@ -145,6 +179,18 @@ def test_deployed_champions_are_loaded_and_proved(triton_server, tmp_path):
     url = f"http://{triton_server.running.http}/"
     done = deploy(tmp_path, ["r-query", "r-tags"], triton_server.repository, ONE, url)
     assert [(one.name, one.version, one.is_ready) for one in done] == [("r-query", "3", True), ("r-tags", "1", True)]
+
+
+def test_a_server_of_another_repository_is_named_and_nothing_is_left_in_this_one(triton_server, tmp_path):
+    publish(tmp_path, "r-astray", {"champion": Published("3", tiny_bundle(tmp_path / "b"))})
+    with pytest.raises(WorkspaceError, match=rf"reads {tmp_path / 'r'}, it finds no r-astray"):
+        deploy(tmp_path, ["r-astray"], tmp_path / "r", ONE, triton_server.running.http)
+    assert not list((tmp_path / "r").iterdir())
+
+
+def test_the_port_for_grpc_is_told_from_that_for_http(triton_server):
+    with pytest.raises(UnavailableError, match=r"must answer HTTP on .*, got: another protocol; start one"):
+        TritonHttp(triton_server.running.grpc).expect_live()
 
 
 def test_a_request_larger_than_the_largest_batch_is_split_and_joined(triton_server, tmp_path):

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -15,9 +16,9 @@ import pytest
 
 from models.errors import UnavailableError, WorkspaceError
 from serving.triton import binary, server
-from serving.triton.config import TritonSettings
 from serving.triton.http import TritonHttp
 from serving.triton.repository import install
+from serving.triton.settings import TritonSettings
 from tests.bundles import tiny_bundle
 from tests.triton_server import needs_triton
 
@@ -144,6 +145,21 @@ def test_the_usual_ports_are_taken_where_all_are_free(tmp_path, monkeypatch):
         server.down(tmp_path)
 
 
+@needs_triton
+def test_a_server_comes_back_where_gateways_ask_for_it(tmp_path, monkeypatch):
+    monkeypatch.setattr(server, "_USUAL_PORTS", (0, 0, 0))  # others every time
+    try:
+        first = server.up(tmp_path, tmp_path / "repository")
+        os.kill(first.pid, signal.SIGKILL)
+        wait_until(lambda: server.status(tmp_path) is None)
+        second = server.up(tmp_path, tmp_path / "repository")
+        server.down(tmp_path)
+        third = server.up(tmp_path, tmp_path / "repository")
+    finally:
+        server.down(tmp_path)
+    assert len({(one.http, one.grpc, one.metrics) for one in (first, second, third)}) == 1
+
+
 def test_other_ports_are_taken_where_one_of_the_usual_is_not_free():
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
@@ -236,6 +252,19 @@ def test_a_state_that_is_not_ours_is_told(tmp_path):
     (tmp_path / "server.json").write_text('{"pid": 1')
     with pytest.raises(WorkspaceError, match=r"server\.json must be as"):
         server.status(tmp_path)
+
+
+def test_a_disk_that_is_too_small_for_the_backend_is_told_once(tmp_path, monkeypatch):
+    full = "[Errno 28] No space left on device: 'stub'"
+
+    def copytree(*_):
+        raise shutil.Error([("a", "b", full), ("c", "d", full)])
+
+    monkeypatch.setattr(shutil, "copytree", copytree)
+    monkeypatch.setattr(shutil, "which", lambda _: None)
+    with pytest.raises(WorkspaceError) as raised:
+        server.up(tmp_path, tmp_path / "repository")
+    assert raised.value.message.count("No space left on device") == 1
 
 
 def test_a_directory_that_cannot_be_written_is_told(tmp_path):

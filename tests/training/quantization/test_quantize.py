@@ -119,6 +119,8 @@ def test_all_recipes_are_measured_and_one_that_depends_on_the_batch_is_never_the
     assert [one.recipe for one in chosen.trials] == list(RECIPES)
     effects = {one.recipe: one.batch_effect for one in chosen.trials}
     assert effects.pop("onnxruntime_dynamic") > 1e-3
+    assert effects.pop("weights_8bit") < 1e-4  # MatMulNBits adds up few rows in another order than many
+    assert effects.pop("weights_4bit") < 1e-4
     assert max(effects.values()) < 1e-5
     assert chosen.trial.recipe != "onnxruntime_dynamic"
     assert all(set(one.latency_ms) == {"one_core_batch_1", "all_cores_batch_1"} for one in chosen.trials)

@@ -125,19 +125,6 @@ def test_products_of_the_same_rows_share_their_quantization(tmp_path):
     assert operators.count("MatMulIntegerToFloat") == 2
 
 
-def test_fused_attention_answers_nearly_as_in_float32_and_alone_as_in_a_batch(tmp_path):
-    constants = {"w": random(K, 3 * K) / 4, "c": random(3 * K, seed=1)}
-    node = helper.make_node("Attention", ["x", "w", "c", "mask"], ["y"], domain="com.microsoft", num_heads=2)
-    float32, int8, operators = both(tmp_path, graph([node], constants, ["y"], inputs=["x", "mask"]))
-    assert "Attention" not in operators
-    inputs = {"x": random(2, 5, K, seed=2), "mask": np.array([[1, 1, 1, 1, 1], [1, 1, 0, 0, 0]], np.int32)}
-    together = int8(inputs)["y"]
-    np.testing.assert_allclose(together[0], float32(inputs)["y"][0], atol=0.1)
-    np.testing.assert_allclose(together[1, :2], float32(inputs)["y"][1, :2], atol=0.1)
-    alone = int8({"x": inputs["x"][1:, :2], "mask": inputs["mask"][1:, :2]})["y"]
-    np.testing.assert_allclose(together[1, :2], alone[0], atol=1e-5)
-
-
 def test_a_large_table_is_kept_in_8_bits_a_small_one_in_float32(tmp_path):
     constants = {"large": random(4000, K), "small": random(10, K)}
     nodes = [helper.make_node("Gather", [name, "ids"], [f"y_{name}"]) for name in constants]
@@ -236,17 +223,23 @@ def test_a_static_answer_does_not_depend_on_its_batch_even_beyond_the_range(tmp_
         np.testing.assert_array_equal(together[text], int8({"x": x[text : text + 1]})["y"][0])
 
 
-def test_fused_attention_of_a_static_range_stays_one_operator(tmp_path):
-    constants = {"w": random(K, 3 * K) / 4, "c": random(3 * K, seed=1)}
-    node = helper.make_node("Attention", ["x", "w", "c", "mask"], ["y"], domain="com.microsoft", num_heads=2)
-    inputs = {"x": random(2, 5, K, seed=2), "mask": np.array([[1, 1, 1, 1, 1], [1, 1, 0, 0, 0]], np.int32)}
-    model = graph([node], constants, ["y"], inputs=["x", "mask"])
-    float32, int8, operators = by_recipe(tmp_path, model, "static", ranges=ranges(inputs["x"]))
-    assert operators == ["QuantizeLinear", "QAttention"]
-    together = int8(inputs)["y"]
-    np.testing.assert_allclose(together[0], float32(inputs)["y"][0], atol=0.1)
-    alone = int8({"x": inputs["x"][1:, :2], "mask": inputs["mask"][1:, :2]})["y"]
-    np.testing.assert_allclose(together[1, :2], alone[0], atol=1e-5)
+def test_a_bias_behind_a_static_product_goes_into_it(tmp_path):
+    constants = {"w": random(K, N), "c": random(N, seed=1)}
+    nodes = [helper.make_node("MatMul", ["x", "w"], ["product"]), helper.make_node("Add", ["product", "c"], ["y"])]
+    x = random(2, 5, K, seed=2)
+    float32, int8, operators = by_recipe(tmp_path, graph(nodes, constants, ["y"]), "static", ranges=ranges(x))
+    assert operators == ["QuantizeLinear", "MatMulIntegerToFloat"]
+    np.testing.assert_allclose(int8({"x": x})["y"], float32({"x": x})["y"], atol=0.3)
+
+
+def test_a_product_read_elsewhere_too_stays_without_its_bias(tmp_path):
+    constants = {"w": random(K, N), "c": random(N, seed=1)}
+    nodes = [helper.make_node("MatMul", ["x", "w"], ["product"]), helper.make_node("Add", ["product", "c"], ["y"])]
+    x = random(2, 5, K, seed=2)
+    model = graph(nodes, constants, ["y", "product"])
+    _, int8, operators = by_recipe(tmp_path, model, "static", ranges=ranges(x))
+    assert operators == ["QuantizeLinear", "MatMulIntegerToFloat", "Add"]
+    np.testing.assert_allclose(int8({"x": x})["y"], int8({"x": x})["product"] + constants["c"], atol=1e-6)
 
 
 @pytest.mark.parametrize("recipe", ["static", "by_token", "tables_8bit"])

@@ -43,9 +43,9 @@ def test_every_mistake_of_a_space_is_said_at_once_with_its_key() -> None:
     )
     for part in (
         "space.training.learning_rat: is not a key of the base configuration; did you mean learning_rate?",
-        "space.training.max_depth: Input should be greater than 0, got 0",
-        "space.training.pair_method: Input should be 'topk' or 'mean', got 'all'",
-        "space.training.min_child_weight: Input should be greater than or equal to 0, got -1",
+        "space.training.max_depth: must be above 0, got 0; correct it",
+        "space.training.pair_method: must be 'topk' or 'mean', got 'all'",
+        "space.training.min_child_weight: must be at least 0, got -1",
         "got -0.5",
         "space.model: holds keys; name one of them",
         "space.training.seed: cannot be searched: a lucky seed",

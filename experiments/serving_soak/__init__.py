@@ -1,0 +1,1 @@
+"""Whether a gateway's memory and descriptors stay where they are, hour after hour."""

@@ -1,0 +1,1 @@
+"""What a ranker's memory of texts is worth."""

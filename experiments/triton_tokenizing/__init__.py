@@ -1,0 +1,1 @@
+"""Where texts become tokens: in the gateway, or inside Triton."""

@@ -1,0 +1,1 @@
+"""What `rankyard tune triton` finds for a text model and for a ranker."""
