@@ -276,8 +276,7 @@ def test_a_promotion_reaches_every_process(tmp_path):
         for caller in callers:
             answer = caller.post("/v1/understand", json={"query": "red shoes"}).json()
             assert answer["models"]["intent"] == "shop-query/2"
-        versions = {one.labels["version"] for one in samples(callers[0]) if "version" in one.labels}
-        assert versions == {"2"}
+        until(lambda: {one.labels["version"] for one in samples(callers[0]) if "version" in one.labels} == {"2"})
         assert value(callers[1], "rankyard_swaps_total") == 2
 
 
