@@ -108,7 +108,7 @@ def ours(file: Path) -> SizedScorer:
     """What a gateway has after loading these trees."""
     trees = read_trees(file)
     assert trees is not None
-    known = [OnnxScorer(OnnxSession(file).run), BoosterScorer(trees)]
+    known = [OnnxScorer(OnnxSession(file)), BoosterScorer(trees)]
     return SizedScorer(*calibrate(known, proof_rows(trees, SIZES[-1]), CALIBRATION_S))
 
 

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from models.batch import Arrays
 from models.errors import ConfigError, RankyardError
 from models.trees import Trees
 
@@ -68,9 +69,9 @@ class BoosterScorer:
         if getattr(self, "_handle", None):
             self._library.XGBoosterFree(self._handle)
 
-    def score(self, features_DF: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Scores [D] of features [D, F], missing as NaN."""
-        folded_DG = self._folded(features_DF)
+    def run(self, arrays: Arrays) -> dict[str, NDArray[np.generic]]:
+        """As a session does: `score` [D] of `features` [D, F] float32, missing as NaN."""
+        folded_DG = self._folded(arrays["features"])
         n_documents, n_columns = folded_DG.shape
         array = b'{"data": [%d, true], "shape": [%d, %d], "typestr": "<f4", "version": 3}' % (
             folded_DG.ctypes.data,
@@ -90,9 +91,9 @@ class BoosterScorer:
             )
         )
         # The library's own memory, which this thread's next call writes over.
-        return np.ctypeslib.as_array(scores, (n_documents,)).copy()
+        return {"score": np.ctypeslib.as_array(scores, (n_documents,)).copy()}
 
-    def _folded(self, features_DF: NDArray[np.float32]) -> NDArray[np.float32]:
+    def _folded(self, features_DF: NDArray[np.generic]) -> NDArray[np.float32]:
         n_features = features_DF.shape[1]
         folded_DG = np.empty((len(features_DF), n_features + len(self._doubled)), np.float32)
         folded_DG[:, :n_features] = features_DF

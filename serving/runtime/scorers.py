@@ -44,8 +44,11 @@ class Scorer(Protocol):
 
     name: str
 
-    def score(self, features_DF: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Scores [D] of features [D, F], missing as NaN; each row by itself. Several threads may call at once."""
+    def run(self, arrays: Arrays) -> dict[str, NDArray[np.generic]]:
+        """As a session does: `score` [D] of `features` [D, F] float32, missing as NaN, each row by itself.
+
+        Several threads may call at once.
+        """
 
 
 class OnnxScorer:
@@ -53,12 +56,8 @@ class OnnxScorer:
 
     name = "onnx"
 
-    def __init__(self, run: Run) -> None:
-        self._run = run
-
-    def score(self, features_DF: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Scores [D] of features [D, F]."""
-        return self._run({"features": features_DF})["score"]  # type: ignore[return-value]  # its signature says float32
+    def __init__(self, session: OnnxSession) -> None:
+        self.run = session.run
 
 
 class SizedScorer:
@@ -68,12 +67,11 @@ class SizedScorer:
         self.sizes = tuple(sizes)
         self.scorers = tuple(scorers)
         self.seconds = tuple(seconds)
-        self._scores = [scorer.score for scorer in (*scorers, scorers[-1])]
+        self._runs = [scorer.run for scorer in (*scorers, scorers[-1])]
 
     def run(self, arrays: Arrays) -> dict[str, NDArray[np.generic]]:
         """Run one batch, as a session does."""
-        features_DF = arrays["features"]
-        return {"score": self._scores[bisect_left(self.sizes, len(features_DF))](features_DF)}  # type: ignore[arg-type]
+        return self._runs[bisect_left(self.sizes, len(arrays["features"]))](arrays)
 
     def rows_within(self, seconds: float) -> int:
         """How many documents are scored in so long, 0 where not even one is; at most the longest list timed."""
@@ -102,7 +100,7 @@ def choose(bundle: Bundle, model_file: Path, session: OnnxSession, allowed: Sequ
     makers = [make for make in _OTHERS if (make.is_installed() if allowed is None else make.name in allowed)]
     if not makers:
         return None
-    onnx = OnnxScorer(session.run)
+    onnx = OnnxScorer(session)
     rows_DF = proof_rows(trees, SIZES[-1])
     equal: list[Scorer] = [onnx]
     for make in makers:
@@ -139,9 +137,9 @@ def _prove(bundle: Bundle, scorer: Scorer, reference: Scorer, rows_DF: NDArray[n
     """Refuse a scorer that differs from the reference by a bit, on the golden rows or on `rows_DF`; ParityError."""
     matrices = [np.asarray(row.encoded.arrays["features"], np.float32) for row in golden.read(bundle)]
     for features_DF in (*matrices, rows_DF, rows_DF[:1]):
-        expected, found = reference.score(features_DF), scorer.score(features_DF)
+        expected, found = (one.run({"features": features_DF})["score"] for one in (reference, scorer))
         if expected.tobytes() != found.tobytes():
-            difference = float(np.abs(expected.astype(np.float64) - found).max())
+            difference = float(np.abs(expected.astype(np.float64) - found.astype(np.float64)).max())
             raise ParityError(
                 f"scores of {scorer.name} must be equal to {reference.name}'s bit by bit, they differ by up to "
                 f"{difference:.3g}; leave {scorer.name} out of runtime.scorers"
@@ -169,9 +167,9 @@ def calibrate(
             for place, scorer in enumerate(scorers):
                 # Other rows each time: a processor learns the way that one row takes.
                 first = (turn * size) % (len(rows_DF) - size + 1)
-                features_DF = rows_DF[first : first + size]
+                arrays = {"features": rows_DF[first : first + size]}
                 begun = time.thread_time()
-                scorer.score(features_DF)
+                scorer.run(arrays)
                 best[place] = min(best[place], time.thread_time() - begun)
         sizes.append(size)
         fastest.append(scorers[min(best, key=best.__getitem__)])

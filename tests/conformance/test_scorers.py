@@ -2,6 +2,7 @@
 
 import logging
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 import numpy as np
 import onnx
@@ -23,8 +24,12 @@ from training.trees import export_trees
 KINDS = ["onnx", "xgboost"]
 
 
+def score(scorer, features):
+    return scorer.run({"features": features})["score"]
+
+
 def open_scorer(kind, file):
-    return OnnxScorer(OnnxSession(file).run) if kind == "onnx" else BoosterScorer(read_trees(file))
+    return OnnxScorer(OnnxSession(file)) if kind == "onnx" else BoosterScorer(read_trees(file))
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -44,9 +49,9 @@ def test_scores_are_xgboosts_own_bits_at_every_length(kind, tmp_path_factory, se
     features[3] = np.nan
     for n in (300, 65, 64, 2, 1):
         expected = booster.inplace_predict(features[:n])
-        assert scorer.score(features[:n]).tobytes() == expected.tobytes()
+        assert score(scorer, features[:n]).tobytes() == expected.tobytes()
     # A matrix by column, as `candidates` makes it, is the same.
-    assert scorer.score(np.asfortranarray(features)).tobytes() == booster.inplace_predict(features).tobytes()
+    assert score(scorer, np.asfortranarray(features)).tobytes() == booster.inplace_predict(features).tobytes()
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -57,7 +62,7 @@ def test_threads_get_their_own_scores(kind, tmp_path):
     lists = [rows(n, n) for n in range(1, 120)]
     expected = [booster.inplace_predict(features) for features in lists]
     with ThreadPoolExecutor(4) as threads:
-        for found, wanted in zip(threads.map(scorer.score, lists * 5), expected * 5, strict=True):
+        for found, wanted in zip(threads.map(partial(score, scorer), lists * 5), expected * 5, strict=True):
             assert found.tobytes() == wanted.tobytes()
 
 
@@ -67,8 +72,8 @@ class Named:
     def __init__(self, name: str, number: float) -> None:
         self.name, self.number = name, number
 
-    def score(self, features_DF):
-        return np.full(len(features_DF), self.number, np.float32)
+    def run(self, arrays):
+        return {"score": np.full(len(arrays["features"]), self.number, np.float32)}
 
 
 def test_each_length_goes_to_its_scorer():
@@ -86,9 +91,9 @@ def test_the_fastest_of_each_length_is_found_within_its_time(monkeypatch):
     monkeypatch.setattr(scorers.time, "thread_time", lambda: now[0])
 
     class Takes(Named):
-        def score(self, features_DF):
-            now[0] += self.number + len(features_DF) * (1e-4 if self.name == "steep" else 1e-6)
-            return features_DF[:, 0]
+        def run(self, arrays):
+            now[0] += self.number + len(arrays["features"]) * (1e-4 if self.name == "steep" else 1e-6)
+            return super().run(arrays)
 
     steep, flat = Takes("steep", 1e-4), Takes("flat", 1e-3)
     sizes, fastest, seconds = scorers.calibrate([steep, flat], np.zeros((1024, 2), np.float32), 10)
@@ -123,10 +128,10 @@ def test_there_is_nothing_to_choose_for_other_models_or_by_onnx_alone(tmp_path):
 class Wrong(BoosterScorer):
     """Off by the last bit of one score of many."""
 
-    def score(self, features_DF):
-        scores_D = super().score(features_DF)
+    def run(self, arrays):
+        scores_D = score(super(), arrays["features"])
         scores_D[-1] = np.nextafter(scores_D[-1], np.float32(np.inf))
-        return scores_D
+        return {"score": scores_D}
 
 
 def test_a_scorer_that_differs_by_a_bit_is_not_used(tmp_path, monkeypatch, caplog):
