@@ -150,8 +150,8 @@ class TaggerModel(TransformerModel):
     """Learn which tag follows which (a linear-chain CRF), and decode by it."""
     gazetteer: str | None = None
     """Terms that the network is told of: `.jsonl` or `.csv` of {"type", "term"}, below the data directory or a path."""
-    intent_prior: bool = True
-    """Where rows have labels, make tags less likely that those of the text's intent have more rarely than by chance."""
+    intent_prior: bool = False
+    """Make tags less likely that training rows of the text's intent have more rarely than by chance; needs labels."""
 
 
 Precision = Literal["auto", "float32", "bfloat16"]

@@ -257,8 +257,7 @@ def fit_tagging(
     rows, valid = splits.train, splits.valid
     labels = known_labels(rows.labels, rows.file) if rows.labels is not None else ()
     tags = known_tags(rows.tags, rows.file)
-    has_prior = config.model.intent_prior and rows.labels is not None
-    prior = IntentPrior(torch.from_numpy(penalties(rows, labels, tags))) if has_prior else None
+    prior = IntentPrior(torch.from_numpy(penalties(rows, labels, tags))) if config.model.intent_prior else None
     drafted = _draft(config.model, config.training, labels=labels, tags=tags, gazetteer=gazetteer, intent_prior=prior)
     encoded = drafted.encode(splits, drafted.tagger().encode)
     learned, examples = rows, encoded["train"]

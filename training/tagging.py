@@ -38,7 +38,7 @@ def read(data_dir: Path, config: TaggingConfig) -> TaggingSplits:
     """Read train, valid, test and terms; a part of train is held out as valid where there is no such file.
 
     DataError for bad rows, where some files have labels and others have none, and where train has nothing to learn: one
-    label only, or no tag but `O`.
+    label only, or no tag but `O`. ConfigError for a prior by intent where rows have no labels.
     """
     splits = read_splits(
         data_dir,
@@ -55,6 +55,12 @@ def read(data_dir: Path, config: TaggingConfig) -> TaggingSplits:
                 "add it or take it away"
             )
     known_tags(splits.train.tags, splits.train.file)
+    if splits.train.labels is None and isinstance(config, TaggingTransformerConfig) and config.model.intent_prior:
+        raise ConfigError(
+            f"model.intent_prior must be false where rows have no label, as in {splits.train.file}; add labels or "
+            "leave it out",
+            field="model.intent_prior",
+        )
     if splits.train.labels is not None:
         known_labels(splits.train.labels, splits.train.file)
     notes = (*splits.notes, *_unknown_notes(splits))

@@ -3,8 +3,12 @@ import math
 import numpy as np
 import pytest
 
+from models.errors import ConfigError
+from tests.training.test_tagging import write
+from training.config import TaggingTransformerConfig
 from training.data.splits import TaggingRows
 from training.intent_prior import penalties
+from training.tagging import read
 
 LABELS = ("order", "search")
 TAGS = ("B-brand", "B-number", "I-brand", "O")
@@ -38,3 +42,10 @@ def test_the_more_rows_there_are_without_both_the_higher_the_penalty():
     often = rows(*[(("B-brand",), "search")] * 50, *[(("B-number",), "order")] * 50)
     assert penalties(often, LABELS, TAGS)[0, 0] == pytest.approx(math.log(1 / 26))
     assert penalties(once, LABELS, TAGS)[0, 0] == pytest.approx(math.log(1 / 1.5))
+
+
+def test_rows_without_a_label_have_no_prior(tmp_path):
+    write(tmp_path, train=[{"tokens": ["nike"], "tags": ["B-brand"]}] * 2, valid=[{"tokens": ["x"], "tags": ["O"]}])
+    config = TaggingTransformerConfig(task="tagging", model={"kind": "transformer", "intent_prior": True})
+    with pytest.raises(ConfigError, match=r"intent_prior must be false where rows have no label, as in .*train\.jsonl"):
+        read(tmp_path, config)

@@ -273,7 +273,7 @@ def served_alike(fitted, directory, text):
 
 @pytest.mark.parametrize("crf", [True, False])
 def test_transitions_are_in_the_bundle_where_they_were_learned(encoder, tmp_path, crf):
-    settings = config(encoder, model={"crf": crf, "intent_prior": False}, epochs=6)
+    settings = config(encoder, model={"crf": crf}, epochs=6)
     fitted = tagging.fit(settings, joint_rows(), Listener(), Checkpoint(tmp_path / "c", "f"))
     reading = served_alike(fitted, tmp_path, "green nike shirts")
     assert [(entity.type, entity.text) for entity in reading.entities] == [("colour", "green"), ("brand", "nike")]
