@@ -10,7 +10,7 @@ from mlflow.webhooks.delivery import _generate_hmac_signature
 
 from registry.deployment import Published, publish
 from tests.bundles import tiny_bundle
-from tests.serving.gateway.conftest import gateway, start
+from tests.serving.gateway.conftest import gateway, start, until
 
 SECRET = "a secret"
 ROUTE = "/v1/webhooks/mlflow"
@@ -116,7 +116,7 @@ def test_a_secret_that_is_none_is_refused_at_the_start(deployment, tmp_path, con
     if content is not None:
         (tmp_path / "secret").write_bytes(content)
     process = start(deployment, {"webhook": {"secret_file": str(tmp_path / "secret")}})
-    out, said = process.communicate(timeout=30)
+    out, said = process.communicate(timeout=60)
     assert (process.returncode, out) == (2, "")
     assert said.startswith("webhook.secret_file must hold the webhook's secret, ")
     assert len(said.splitlines()) == 1
@@ -134,15 +134,12 @@ def served(tmp_path, secret_file):
     promote("1")
     with gateway(
         directory,
-        {"follow_s": None, "webhook": {"secret_file": str(secret_file)}},
+        {"follow_s": None, "webhook": {"secret_file": str(secret_file), "settle_s": 600}},
         says="serving shop-query/2, after shop-query/1",
     ) as client:
 
         def wait_for(version):
-            until = time.monotonic() + 10
-            while client.get("/v1/models").json()["models"][0]["ref"] != f"shop-query/{version}":
-                assert time.monotonic() < until
-                time.sleep(0.01)
+            until(lambda: client.get("/v1/models").json()["models"][0]["ref"] == f"shop-query/{version}")
 
         yield client, promote, wait_for
 
