@@ -4,7 +4,6 @@ import importlib.util
 import os
 import shutil
 import signal
-import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -17,6 +16,7 @@ from serving.triton.http import TritonHttp
 from serving.triton.repository import install
 from serving.triton.server import Running
 from serving.triton.settings import TritonSettings
+from tests.stopping import stop
 
 IS_INSTALLED = importlib.util.find_spec("pytriton") is not None or shutil.which("tritonserver") is not None
 needs_triton = pytest.mark.skipif(
@@ -42,10 +42,8 @@ class TritonServer:
     @contextmanager
     def hung(self) -> Iterator[None]:
         """Stop the server's process, wait until the last of its threads stands still, and let it go on in the end."""
-        os.kill(self.running.pid, signal.SIGSTOP)
         try:
-            while not all(map(_is_stopped, Path(f"/proc/{self.running.pid}/task").glob("*/stat"))):
-                time.sleep(0.001)
+            stop(self.running.pid)
             yield
         finally:
             os.kill(self.running.pid, signal.SIGCONT)
@@ -57,10 +55,3 @@ class TritonServer:
                 settings = settings or TritonSettings(n_instances=1)
                 install(self.http, self.repository, model.name, model.version, model.bundle, settings)
                 self.installed[model.ref] = model.bundle.digest
-
-
-def _is_stopped(stat: Path) -> bool:
-    try:
-        return stat.read_text().rpartition(")")[2].split()[0] == "T"
-    except FileNotFoundError:  # a thread that ended meanwhile
-        return True

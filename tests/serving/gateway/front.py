@@ -17,7 +17,7 @@ from serving.gateway.http import HttpServer
 from serving.gateway.messages import Answer, Request
 from serving.gateway.parser import Limits
 
-TIMEOUT_S = 10.0
+TIMEOUT_S = 60.0
 
 
 def echo(request: Request) -> bytes:
@@ -39,7 +39,7 @@ class Application:
     """Answers with what it was asked: at once, in another turn of the loop (`/later`), when it is told (`/held`)."""
 
     def __init__(self) -> None:
-        self.allowed = 5.0
+        self.allowed = TIMEOUT_S
         self.asked: list[Request] = []
         self.given_up: list[Request] = []
         self.has_asked = threading.Semaphore(0)
@@ -132,6 +132,23 @@ def rest(caller: socket.socket) -> bytes:
     while data := caller.recv(1 << 16):
         received += data
     return received
+
+
+def begun(address: tuple[str, int], n_bytes: int) -> socket.socket:
+    """A connection whose server has read a query's head, and told its caller so; the body has yet to come."""
+    caller = socket.create_connection(address, timeout=TIMEOUT_S)
+    caller.sendall(post("/v1/understand", b"x" * n_bytes, "x-deadline-ms: 30000", "expect: 100-continue")[:-n_bytes])
+    assert caller.recv(1_000) == b"HTTP/1.1 100 Continue\r\n\r\n"
+    return caller
+
+
+def is_refused(address: tuple[str, int]) -> bool:
+    """Whether a port takes no more connections."""
+    try:
+        socket.create_connection(address, timeout=TIMEOUT_S).close()
+    except ConnectionRefusedError:
+        return True
+    return False
 
 
 def post(path: str, body: bytes, *headers: str) -> bytes:

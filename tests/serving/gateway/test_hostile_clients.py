@@ -13,15 +13,13 @@ from pathlib import Path
 import pytest
 
 from serving.gateway.connection import Patience
-from tests.serving.gateway.conftest import gateway
-from tests.serving.gateway.front import answers, get, post, rest, serving
-
-PATIENCE = Patience(head_s=0.2, idle_s=0.2, stalled_s=0.2, linger_s=0.2)
+from tests.serving.gateway.conftest import gateway, until
+from tests.serving.gateway.front import TIMEOUT_S, answers, get, post, rest, serving
 
 
 @pytest.fixture(scope="module")
 def served():
-    with serving() as one:
+    with serving(patience=Patience(linger_s=TIMEOUT_S)) as one:
         yield one
         assert one.exchange(get("/others"))[0] == 200
 
@@ -157,7 +155,7 @@ def test_requests_beyond_what_may_wait_stay_unread(served):
         while served.application.has_asked.acquire(blocking=False):
             pass
         sending.start()
-        assert served.application.has_asked.acquire(timeout=10)
+        assert served.application.has_asked.acquire(timeout=TIMEOUT_S)
         (connection,) = served.call(lambda: [one for one in served.server._connections if one._asked is not None])
         while served.call(lambda: connection._is_reading):
             pass
@@ -170,12 +168,12 @@ def test_requests_beyond_what_may_wait_stay_unread(served):
             assert data
             found += (tail + data).count(b"HTTP/1.1 200 OK") - tail.count(b"HTTP/1.1 200 OK")
             tail = data[-14:]
-        sending.join(10)
+        sending.join(TIMEOUT_S)
     served.call(served.application.released.clear)
 
 
 def test_heads_that_drip_end_in_time_and_hold_up_nobody():
-    with serving(patience=PATIENCE) as served, contextlib.ExitStack() as stack:
+    with serving(patience=Patience(head_s=0.2)) as served, contextlib.ExitStack() as stack:
         dripping = [stack.enter_context(served.connect()) for _ in range(50)]
         for caller in dripping:
             caller.sendall(b"GET / HTT")
@@ -216,34 +214,32 @@ def test_the_bodies_of_all_callers_together_are_bounded():
 
 
 def test_a_connection_without_a_request_is_closed_in_time():
-    with serving(patience=PATIENCE) as served, served.connect() as fresh, served.connect() as used:
+    with serving(patience=Patience(idle_s=1.0)) as served, served.connect() as used:
         used.sendall(get("/"))
         assert answers(used, 1)[0][0] == 200
-        assert (rest(fresh), rest(used)) == (b"", b"")
+        with served.connect() as fresh:
+            assert (rest(fresh), rest(used)) == (b"", b"")
 
 
 def test_a_client_that_never_reads_is_ended_and_asks_for_no_more_meanwhile():
-    with serving(patience=PATIENCE) as served, socket.socket() as caller:
+    with serving(patience=Patience(stalled_s=0.2)) as served, socket.socket() as caller:
         caller.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4_096)
-        caller.settimeout(10)
+        caller.settimeout(TIMEOUT_S)
         caller.connect(served.address)
         caller.sendall(get("/bytes/20000000") * 10)
-        assert served.application.has_asked.acquire(timeout=10)
-        deadline_s = time.monotonic() + 10
-        while served.server.n_connections and time.monotonic() < deadline_s:
-            time.sleep(0.01)
-        assert served.server.n_connections == 0
+        assert served.application.has_asked.acquire(timeout=TIMEOUT_S)
+        until(lambda: not served.server.n_connections)
         assert len(served.application.asked) == 1
 
 
 def test_a_client_that_reads_slowly_gets_all_of_it():
     """Slower than the patience with one that reads nothing, but it goes on."""
-    with serving(patience=Patience(stalled_s=1.5)) as served, served.connect() as caller:
+    with serving(patience=Patience(stalled_s=3)) as served, served.connect() as caller:
         caller.sendall(get("/bytes/30000000", "connection: close"))
         received, begin_s = 0, time.monotonic()
         while data := caller.recv(100_000):
             received += len(data)
-            if time.monotonic() - begin_s < 3:
+            if time.monotonic() - begin_s < 6:
                 time.sleep(0.02)
         assert received > 30_000_000
 
@@ -265,14 +261,15 @@ def test_connections_beyond_the_limit_are_told_so_and_leave_the_others_alone():
 
 
 def test_a_flood_beyond_the_limit_is_closed_without_a_word():
-    with serving(max_connections=1) as served, contextlib.ExitStack() as stack:
+    patience = Patience(linger_s=TIMEOUT_S)  # longer than a slow machine takes for all of them
+    with serving(max_connections=1, patience=patience) as served, contextlib.ExitStack() as stack:
         flood = [stack.enter_context(served.connect()) for _ in range(600)]
         received = []
         for caller in flood[1:]:
             with contextlib.suppress(ConnectionError):
                 received.append(caller.recv(1_000))
         n_told = sum(one.startswith(b"HTTP/1.1 503") for one in received)
-        assert 256 <= n_told < 599
+        assert n_told == 256
 
 
 def test_callers_that_reset_their_connections_leave_nothing_behind():
@@ -282,11 +279,9 @@ def test_callers_that_reset_their_connections_leave_nothing_behind():
                 caller.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
                 caller.sendall((get("/held"), post("/", b"x" * 100)[:-1], b"GET / HT")[number % 3])
         assert served.exchange(get("/others"))[0] == 200
-        deadline_s = time.monotonic() + 10
-        while served.server.n_connections and time.monotonic() < deadline_s:
-            time.sleep(0.01)
-        assert served.server.n_connections == 0
-        assert all(request.is_given_up for request in served.application.asked if request.path == "/held")
+        until(lambda: not served.server.n_connections)
+        held = [request for request in served.application.asked if request.path == "/held"]
+        assert served.call(lambda: all(request.is_given_up for request in held))
 
 
 def rss_bytes(pid: int) -> int:
@@ -306,10 +301,10 @@ def test_ten_thousand_idle_connections_cost_little_and_disturb_nobody(deployment
         pid = listening_pid(address[1])
         before = rss_bytes(pid)
         for _ in range(n):
-            stack.enter_context(socket.create_connection(address, timeout=10))
+            stack.enter_context(socket.create_connection(address, timeout=60))
         for number in range(200):
             assert client.post("/v1/understand", json={"query": f"red shoes {number}"}).status_code == 200
-        assert "rankyard_connections 10001.0" in client.get("/metrics").text
+        until(lambda: "rankyard_connections 10001.0" in client.get("/metrics").text)
         assert (rss_bytes(pid) - before) / n < kb_each * 1_000
     resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from serving.gateway.messages import Request
 from serving.gateway.parser import Limits, RequestParser
-from tests.serving.gateway.front import answers, echo, get, post, rest, serving
+from tests.serving.gateway.front import TIMEOUT_S, answers, echo, get, post, rest, serving
 
 
 @pytest.fixture(scope="module")
@@ -152,9 +152,14 @@ def test_a_caller_that_hangs_up_takes_its_request_with_it(served):
     with served.connect() as caller:
         caller.sendall(get("/held"))
         while not (application.asked and application.asked[-1].path == "/held"):
-            assert application.has_asked.acquire(timeout=10)
-    assert application.has_given_up.acquire(timeout=10)
+            assert application.has_asked.acquire(timeout=TIMEOUT_S)
+    assert application.has_given_up.acquire(timeout=TIMEOUT_S)
     assert application.given_up[-1].is_given_up
+
+
+def has_head(served) -> bool:
+    """Whether the head of a request has been read, whose body has not come."""
+    return served.call(lambda: any(one._parser.has_head for one in served.server._connections))
 
 
 def test_stopping_finishes_what_was_begun_and_says_that_it_is_the_last():
@@ -162,17 +167,17 @@ def test_stopping_finishes_what_was_begun_and_says_that_it_is_the_last():
         with served.connect() as idle, served.connect() as busy, served.connect() as half:
             busy.sendall(get("/held") + get("/waits"))
             half.sendall(post("/half", b"12")[:-1])
-            assert served.application.has_asked.acquire(timeout=10)
-            while served.server.n_connections < 3:
-                served.call(lambda: None)
-            stopping = served.stop(10.0)
+            assert served.application.has_asked.acquire(timeout=TIMEOUT_S)
+            while served.server.n_connections < 3 or not has_head(served):
+                pass
+            stopping = served.stop(TIMEOUT_S)
             assert idle.recv(1000) == b""
             half.sendall(b"2")
             assert b"connection: close" in rest(half)
             served.call(served.application.released.set)
             (first, second) = answers(busy, 2)
             assert ("connection" in first[1], second[1]["connection"]) == (False, "close")
-        stopping.result(10)
+        stopping.result(TIMEOUT_S)
 
 
 def test_what_outlasts_the_drain_is_cancelled_or_told_so():
@@ -180,14 +185,14 @@ def test_what_outlasts_the_drain_is_cancelled_or_told_so():
         with served.connect() as busy, served.connect() as half:
             busy.sendall(get("/held"))
             half.sendall(post("/half", b"12")[:-1])
-            assert served.application.has_asked.acquire(timeout=10)
-            while not served.call(lambda: any(one._parser.has_head for one in served.server._connections)):
+            assert served.application.has_asked.acquire(timeout=TIMEOUT_S)
+            while not has_head(served):
                 pass
             stopping = served.stop(0.0)
-            assert served.application.has_given_up.acquire(timeout=10)
+            assert served.application.has_given_up.acquire(timeout=TIMEOUT_S)
             assert rest(half).startswith(b"HTTP/1.1 503")
             assert rest(busy).startswith(b"HTTP/1.1 200")
-        stopping.result(10)
+        stopping.result(TIMEOUT_S)
 
 
 # What any client may send, and how it may come in pieces.

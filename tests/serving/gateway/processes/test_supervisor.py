@@ -8,8 +8,8 @@ import socket
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
@@ -22,19 +22,13 @@ from models.config import read, validate
 from registry.deployment import Published, publish
 from serving.gateway.config import GatewayConfig
 from tests.bundles import tiny_bundle
-from tests.serving.gateway.conftest import ending_well, gateway, start, url_of
-from tests.serving.gateway.front import rest
+from tests.serving.gateway.conftest import ending_well, gateway, start, until, url_of
+from tests.serving.gateway.front import begun, is_refused, rest
 from tests.serving.gateway.metrics import samples, value
 from tests.serving.gateway.test_webhook import CHAMPION, SECRET, payload, send, signed
+from tests.stopping import stop
 
 TWO = {"processes": 2}
-
-
-def until(what: Callable[[], object], timeout_s: float = 60.0) -> None:
-    give_up_at = time.monotonic() + timeout_s
-    while not what():
-        assert time.monotonic() < give_up_at
-        time.sleep(0.02)
 
 
 def children(pid: int) -> list[int]:
@@ -43,16 +37,15 @@ def children(pid: int) -> list[int]:
 
 
 @contextmanager
-def watched(pids: list[int]) -> Iterator[Callable[[float], bool]]:
-    """Whether all processes end within so many seconds, even where they are nobody's children any more."""
+def watched(pids: list[int]) -> Iterator[Callable[[], bool]]:
+    """Whether all processes end soon, even where they are nobody's children any more."""
     with ExitStack() as opened:
         descriptors = [os.pidfd_open(pid) for pid in pids]
         for descriptor in descriptors:
             opened.callback(os.close, descriptor)
 
-        def have_ended(timeout_s: float) -> bool:
-            give_up_at = time.monotonic() + timeout_s
-            return all(select.select([one], [], [], max(0.0, give_up_at - time.monotonic()))[0] for one in descriptors)
+        def have_ended() -> bool:
+            return all(select.select([one], [], [], 60)[0] for one in descriptors)
 
         yield have_ended
 
@@ -67,7 +60,7 @@ def clients(url: str, n: int) -> Iterator[list[httpx.Client]]:
     """So many clients, each with one connection that stays."""
     kept = httpx.Limits(keepalive_expiry=None)
     with ExitStack() as opened:
-        found = [opened.enter_context(httpx.Client(base_url=url, timeout=20, limits=kept)) for _ in range(n)]
+        found = [opened.enter_context(httpx.Client(base_url=url, timeout=60, limits=kept)) for _ in range(n)]
         for client in found:
             assert client.get("/healthz").status_code == 200
         yield found
@@ -92,7 +85,7 @@ def one_of_each(url: str) -> Iterator[list[httpx.Client]]:
 def two(deployment: Path, config: dict | None = None, *, says: str = "") -> Iterator[tuple[str, int]]:
     """Address and process id of a gateway of two processes, which must end well; it logs `says`, or nothing."""
     process = start(deployment, TWO | (config or {}))
-    with ending_well(process, 60, says) as line:
+    with ending_well(process, says) as (line, _):
         assert line.endswith("by 2 processes\n")
         yield url_of(line), process.pid
 
@@ -104,6 +97,7 @@ def served(deployment) -> Iterator[tuple[str, int]]:
 
 
 def total(client: httpx.Client, route: str = "/v1/understand") -> float:
+    """Of what each process told last: one that is late, on a busy machine, may have counted more."""
     return value(client, "rankyard_requests_total", route=route, status="200") or 0.0
 
 
@@ -116,6 +110,8 @@ def test_connections_are_spread_evenly_and_every_process_answers_for_all(served)
         for n_requests, caller in enumerate(callers, start=1):
             for _ in range(n_requests):
                 assert caller.post("/v1/understand", json={"query": "red shoes"}).status_code == 200
+        until(lambda: total(callers[0]) == before + 1 + 2 + 3 + 4 + 5 + 6)
+        until(lambda: value(callers[0], "rankyard_connections") == 6)
         for caller in callers:
             assert total(caller) == before + 1 + 2 + 3 + 4 + 5 + 6
             assert value(caller, "rankyard_request_seconds_count", route="/v1/understand") == total(caller)
@@ -126,14 +122,18 @@ def test_connections_are_spread_evenly_and_every_process_answers_for_all(served)
 
 def test_what_is_served_is_said_once_and_memory_is_that_of_all(served):
     url, pid = served
+    processes = (pid, *children(pid))
+    assert len(processes) == 3
     with clients(url, 1) as (caller,):
-        found = samples(caller)
-    info = [sample.value for sample in found if sample.name == "rankyard_bundle_info"]
-    assert info == [1, 1]
-    (rss_bytes,) = [sample.value for sample in found if sample.name == "process_resident_memory_bytes"]
-    each = [int(Path(f"/proc/{one}/statm").read_text().split()[1]) * 4096 for one in (pid, *children(pid))]
-    assert len(each) == 3
-    assert rss_bytes == pytest.approx(sum(each), rel=0.1)
+
+        def is_that_of_all() -> bool:
+            (rss_bytes,) = [one.value for one in samples(caller) if one.name == "process_resident_memory_bytes"]
+            each = [int(Path(f"/proc/{one}/statm").read_text().split()[1]) * 4096 for one in processes]
+            return rss_bytes == pytest.approx(sum(each), rel=0.1)
+
+        until(is_that_of_all)  # once all have told, even one that a busy machine holds up
+        info = [sample.value for sample in samples(caller) if sample.name == "rankyard_bundle_info"]
+        assert info == [1, 1]
 
 
 def test_each_process_has_its_part_of_the_cores(served):
@@ -147,37 +147,34 @@ def test_more_connections_than_a_process_takes_at_a_time_are_all_answered(served
     url, _ = served
     address = (httpx.URL(url).host, httpx.URL(url).port)
     with ExitStack() as opened:
-        callers = [opened.enter_context(socket.create_connection(address, timeout=20)) for _ in range(800)]
+        callers = [opened.enter_context(socket.create_connection(address, timeout=60)) for _ in range(800)]
         for caller in callers:
             caller.sendall(b"GET /readyz HTTP/1.1\r\nhost: a\r\n\r\n")
         assert all(caller.recv(10_000).startswith(b"HTTP/1.1 200") for caller in callers)
         with clients(url, 1) as (one,):
-            assert value(one, "rankyard_connections") == 801
+            until(lambda: value(one, "rankyard_connections") == 801)
 
 
 def test_a_process_that_does_not_answer_holds_up_no_scrape_and_no_sum_goes_back(served):
     url, pid = served
     with one_of_each(url) as callers:
+        before = total(callers[0]) + len(callers)
         for caller in callers:
             assert caller.post("/v1/understand", json={"query": "red shoes"}).status_code == 200
-        before = total(callers[0])
+        until(lambda: total(callers[0]) == before)
         stopped = children(pid)[0]
-        os.kill(stopped, signal.SIGSTOP)
-        try:
-            found = []
-            for caller in callers:
-                caller.timeout = 5
-                try:
-                    found.append(total(caller))
-                except httpx.ReadTimeout:  # the one whose process it is
-                    found.append(None)
-            assert sorted(found, key=str) == [before, None]
-            with clients(url, 6) as newcomers:  # what is late is given no more
-                assert len({process_of(caller) for caller in newcomers}) == 1
-        finally:
-            os.kill(stopped, signal.SIGCONT)
-    with clients(url, 1) as (caller,):
-        assert total(caller) == before
+        with ThreadPoolExecutor(2) as threads:
+            try:
+                stop(stopped)
+                asked = [threads.submit(total, caller) for caller in callers]
+                (done,), (waiting,) = wait(asked, 60, FIRST_COMPLETED)
+                assert done.result() == before
+                with clients(url, 6) as newcomers:  # what is late is given no more
+                    assert len({process_of(caller) for caller in newcomers}) == 1
+                assert not waiting.done()  # the one whose process it is
+            finally:
+                os.kill(stopped, signal.SIGCONT)
+            assert waiting.result(60) == before
 
 
 def test_a_process_that_is_killed_is_replaced_while_callers_go_on(deployment):
@@ -240,9 +237,9 @@ def test_a_process_that_is_killed_is_replaced_while_callers_go_on(deployment):
 def test_connections_that_a_process_never_took_go_to_another_when_it_dies(deployment):
     with two(deployment, says="process 1 is ready, after the one that has ended") as (url, pid), ExitStack() as opened:
         stopped, _ = children(pid)
-        os.kill(stopped, signal.SIGSTOP)
+        stop(stopped)
         address = (httpx.URL(url).host, httpx.URL(url).port)
-        callers = [opened.enter_context(socket.create_connection(address, timeout=20)) for _ in range(6)]
+        callers = [opened.enter_context(socket.create_connection(address, timeout=60)) for _ in range(6)]
         for caller in callers:
             caller.sendall(b"GET /readyz HTTP/1.1\r\nhost: a\r\n\r\n")
         answered: list[socket.socket] = []
@@ -277,13 +274,13 @@ def test_a_promotion_reaches_every_process(tmp_path):
             answer = caller.post("/v1/understand", json={"query": "red shoes"}).json()
             assert answer["models"]["intent"] == "shop-query/2"
         until(lambda: {one.labels["version"] for one in samples(callers[0]) if "version" in one.labels} == {"2"})
-        assert value(callers[1], "rankyard_swaps_total") == 2
+        until(lambda: value(callers[1], "rankyard_swaps_total") == 2)
 
 
 def test_one_word_of_mlflow_reaches_every_process_also_one_that_starts_later(tmp_path):
     (tmp_path / "secret").write_text(SECRET)
     promote(tmp_path / "deployment", tmp_path / "bundles", "1")
-    config = {"follow_s": None, "webhook": {"secret_file": str(tmp_path / "secret")}}
+    config = {"follow_s": None, "webhook": {"secret_file": str(tmp_path / "secret"), "settle_s": 600}}
     with two(tmp_path / "deployment", config, says="serving shop-query/2, after shop-query/1") as (url, pid):
         body = payload(CHAMPION)
         headers = signed(body)
@@ -306,36 +303,22 @@ def test_one_word_of_mlflow_reaches_every_process_also_one_that_starts_later(tmp
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_lets_every_process_finish_and_leaves_none(deployment, number):
-    process = start(deployment, TWO)
+    process = start(deployment, TWO | {"drain_s": 60})
     url = httpx.URL(url_of(process.stdout.readline()))
     body = json.dumps({"query": "track my parcel"}).encode()
-    head = b"POST /v1/understand HTTP/1.1\r\nhost: a\r\nx-deadline-ms: 9000\r\ncontent-length: %d\r\n\r\n" % len(body)
     with watched(children(process.pid)) as have_ended, ExitStack() as opened:
-        callers = [opened.enter_context(socket.create_connection((url.host, url.port), timeout=10)) for _ in range(2)]
-        for caller in callers:
-            caller.sendall(b"GET /readyz HTTP/1.1\r\nhost: a\r\n\r\n")
-            assert caller.recv(10_000).startswith(b"HTTP/1.1 200")
-            caller.sendall(head)
-        with clients(str(url), 1) as (idle,):
+        callers = [opened.enter_context(begun((url.host, url.port), len(body))) for _ in range(2)]
+        with clients(str(url), 1):  # which is closed by its process before
             process.send_signal(number)
-            until(lambda: is_refused(idle))
+            until(lambda: is_refused((url.host, url.port)))
         for caller in callers:
             caller.sendall(body)
             answer = rest(caller)
             assert answer.startswith(b"HTTP/1.1 200")
             assert b"order_status" in answer
-        assert have_ended(30)
-    _, said = process.communicate(timeout=30)
+        assert have_ended()
+    _, said = process.communicate(timeout=60)
     assert (process.returncode, said) == (0, "")
-
-
-def is_refused(idle: httpx.Client) -> bool:
-    """Whether the port takes no more connections; `idle` is closed by its process before."""
-    try:
-        socket.create_connection((idle.base_url.host, idle.base_url.port), timeout=1).close()
-    except ConnectionRefusedError:
-        return True
-    return False
 
 
 def test_processes_end_when_their_supervisor_is_killed(deployment):
@@ -343,8 +326,8 @@ def test_processes_end_when_their_supervisor_is_killed(deployment):
     url = url_of(process.stdout.readline())
     with watched(children(process.pid)) as have_ended, clients(url, 2):
         process.kill()
-        assert have_ended(30)
-    process.communicate(timeout=10)
+        assert have_ended()
+    process.communicate(timeout=60)
 
 
 @pytest.mark.parametrize("config", [{}, {"models": {"intent": "no-such-model@champion"}}])
@@ -382,7 +365,7 @@ def test_processes_share_a_grpc_port_that_is_no_one_else_s(deployment):
                 (score,) = caller.infer("shop-ltr", [tensor]).as_numpy("score")
             assert score == pytest.approx(1.5 - 20.0 / 100)
         route = "/inference.GRPCInferenceService/ModelInfer"
-        assert value(client, "rankyard_requests_total", route=route, status="200") == 4
+        until(lambda: value(client, "rankyard_requests_total", route=route, status="200") == 4)
 
 
 def test_log_lines_say_which_process_wrote_them(tmp_path):
