@@ -27,7 +27,7 @@ class Collector:
                     self.spans += scope.spans
             self._came.notify_all()
 
-    def request(self, request_id: str, timeout_s: float = 10) -> Span:
+    def request(self, request_id: str, timeout_s: float = 60) -> Span:
         """The span of the request with this id, once it is there."""
         with self._came:
             assert self._came.wait_for(lambda: self._requests(request_id), timeout_s), self.names()
@@ -60,10 +60,11 @@ def collecting() -> Iterator[Collector]:
             if self.headers["content-encoding"] == "gzip":
                 body = gzip.decompress(body)
             is_right = self.path == "/v1/traces" and self.headers["content-type"] == "application/x-protobuf"
+            # Before the answer: a gateway that has it may end, and then all that it sent must be here.
+            collector.take(ExportTraceServiceRequest.FromString(body))
             self.send_response(200 if is_right else 404)
             self.send_header("content-length", "0")
             self.end_headers()
-            collector.take(ExportTraceServiceRequest.FromString(body))
 
         def log_message(self, *_: object) -> None:
             pass
@@ -72,6 +73,8 @@ def collecting() -> Iterator[Collector]:
         collector.url = f"http://127.0.0.1:{server.server_port}/v1/traces"
         thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
         thread.start()
-        yield collector
-        server.shutdown()
-        thread.join()
+        try:
+            yield collector
+        finally:
+            server.shutdown()
+            thread.join()

@@ -179,12 +179,12 @@ def test_what_ends_with_the_gateway_is_still_delivered(deployment):
 
 
 def test_a_collector_that_is_away_costs_traces_and_nothing_else(deployment):
-    with socket.create_server(("127.0.0.1", 0)) as once:
-        port = once.getsockname()[1]
-    config = {"tracing": {"endpoint": f"http://127.0.0.1:{port}/v1/traces", "ratio": 1}}
-    with gateway(deployment, config, says="traces are lost: the collector at http://127.0.0.1") as client:
-        assert client.post("/v1/understand", json={"query": "red shoes"}).status_code == 200
-        assert value(client, "rankyard_traces_total", result="sent") == 0
+    with socket.socket() as taken:  # which nobody else takes, and nobody listens to
+        taken.bind(("127.0.0.1", 0))
+        config = {"tracing": {"endpoint": f"http://127.0.0.1:{taken.getsockname()[1]}/v1/traces", "ratio": 1}}
+        with gateway(deployment, config, says="traces are lost: the collector at http://127.0.0.1") as client:
+            assert client.post("/v1/understand", json={"query": "red shoes"}).status_code == 200
+            assert value(client, "rankyard_traces_total", result="sent") == 0
 
 
 def test_without_its_packages_tracing_is_one_sentence(monkeypatch):
@@ -204,7 +204,7 @@ def recording(url: str):
             def call(request, context):
                 if details.method.endswith("/ModelInfer"):
                     metadata.append({pair.key: pair.value for pair in context.invocation_metadata()})
-                return channel.unary_unary(details.method)(request, timeout=10)
+                return channel.unary_unary(details.method)(request, timeout=60)
 
             return grpc.unary_unary_rpc_method_handler(call)
 
