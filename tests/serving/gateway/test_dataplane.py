@@ -3,6 +3,7 @@
 import asyncio
 import itertools
 import json
+import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -56,7 +57,8 @@ def deployed(directory: Path, bundles: dict, **names: str) -> Path:
 
 
 def config(**changes) -> GatewayConfig:
-    return GatewayConfig.model_validate(changes)
+    """A configuration by which requests may take long, where nothing else is said: a busy machine is late."""
+    return GatewayConfig.model_validate({"deadline_ms": 20_000} | changes)
 
 
 class FaultyRuntime(OnnxRuntime):
@@ -281,7 +283,7 @@ def test_a_later_phase_that_fails_is_skipped_and_said_so(bundles):
 def test_a_later_phase_that_overruns_its_budget_is_skipped_in_time(bundles):
     async def fault(ref: str) -> None:
         if ref == "dear/1":
-            await asyncio.sleep(2)
+            await asyncio.Event().wait()
 
     async def question(plane: Dataplane):
         started = time.monotonic()
@@ -291,7 +293,7 @@ def test_a_later_phase_that_overruns_its_budget_is_skipped_in_time(bundles):
     assert ids(answer) == ["a", "b"]
     assert answer.degraded is True
     assert answer.reason == "dear/1 was skipped: its budget of 50 ms was over"
-    assert seconds < 1
+    assert seconds < 10  # of the 20 that the request has
 
 
 def test_a_long_list_of_pairs_is_scored_in_blocks_of_like_length(bundles):
@@ -422,12 +424,12 @@ def test_a_phase_that_scored_some_candidates_orders_those_in_the_places_they_hel
 
 
 def test_at_the_end_of_its_budget_a_phase_is_answered_as_far_as_it_came_and_cut_as_ever(bundles):
-    settings, roles, asked = forty_pairs(bundles, budget_ms=500, keep=3)
+    settings, roles, asked = forty_pairs(bundles, budget_ms=3_000, keep=3)
     runtime = rest_of_blocks(lambda number: number > 0, asyncio.Event().wait)
     answer = ask(settings.model_copy(update={"drain_s": 0.1}), roles, lambda plane: plane.rank(asked), runtime)
     assert ids(answer) == ["1", "3", "5"]
     assert (answer.phases[1].n_out, answer.phases[1].n_scored) == (3, 16)
-    expected = "c/1 scored 16 of 40 candidates, the others keep their places: its budget of 500 ms was over"
+    expected = "c/1 scored 16 of 40 candidates, the others keep their places: its budget of 3000 ms was over"
     assert answer.reason == expected
 
 
@@ -464,18 +466,16 @@ def test_a_first_phase_that_fails_is_an_error(bundles):
 
 def test_a_deadline_holds_through_the_runtime(bundles):
     async def fault(_ref: str) -> None:
-        await asyncio.sleep(2)
+        await asyncio.Event().wait()
+
+    async def question(plane: Dataplane) -> float:
+        started = time.monotonic()
+        with pytest.raises(DeadlineError):
+            await plane.understand("red shoes", started + 0.05)
+        return time.monotonic() - started
 
     roles = only(ServedModel("q", "1", bundles["intent"]))
-    started = time.monotonic()
-    with pytest.raises(DeadlineError):
-        ask(
-            config(drain_s=0.1),
-            roles,
-            lambda plane: plane.understand("red shoes", time.monotonic() + 0.05),
-            FaultyRuntime(fault),
-        )
-    assert time.monotonic() - started < 1.5
+    assert ask(config(drain_s=0.1), roles, question, FaultyRuntime(fault)) < 10  # of the 20 that are configured
 
 
 def test_a_model_that_reads_otherwise_than_it_was_trained_is_not_served(tmp_path):
@@ -487,24 +487,29 @@ def test_a_model_that_reads_otherwise_than_it_was_trained_is_not_served(tmp_path
 
 
 class SlowEncoding:
-    """Stands for a model whose features take 50 ms to compute."""
+    """Stands for a model whose features take until they may be there to compute."""
 
     def __init__(self) -> None:
         self.n_begun = 0
+        self.may_end = threading.Event()
 
     def encode(self, asked: RankRequest) -> Encoded:
         self.n_begun += 1
-        time.sleep(0.05)
+        self.may_end.wait(60)
         return Encoded({"features": np.full((len(asked.ids), 1), self.n_begun, dtype=np.float32)})
 
 
 def test_features_that_miss_their_deadline_are_given_up_and_those_behind_them_never_begun():
     async def run():
         encoders, model = Encoders(n_threads=1, max_queue_length=10), SlowEncoding()
-        waiting = [encoders.encode(model, request(a=1), time.monotonic() + 0.02) for _ in range(4)]
-        outcomes = await asyncio.gather(*waiting, return_exceptions=True)
+        running = asyncio.create_task(encoders.encode(model, request(a=1), time.monotonic() + 1))
+        while not model.n_begun:
+            await asyncio.sleep(0.001)
+        waiting = [encoders.encode(model, request(a=1), time.monotonic() + 0.02) for _ in range(3)]
+        outcomes = await asyncio.gather(running, *waiting, return_exceptions=True)
         assert all(isinstance(outcome, DeadlineError) for outcome in outcomes)
-        await encoders.encode(model, request(a=1), time.monotonic() + 5)
+        model.may_end.set()
+        await encoders.encode(model, request(a=1), time.monotonic() + 60)
         encoders.close()
         assert model.n_begun == 2
 
@@ -514,9 +519,11 @@ def test_features_that_miss_their_deadline_are_given_up_and_those_behind_them_ne
 def test_only_so_many_requests_wait_for_their_features():
     async def run():
         encoders, model = Encoders(n_threads=1, max_queue_length=2), SlowEncoding()
-        waiting = [encoders.encode(model, request(a=1), time.monotonic() + 5) for _ in range(3)]
-        outcomes = await asyncio.gather(*waiting, return_exceptions=True)
-        assert [type(outcome) for outcome in outcomes] == [Encoded, Encoded, OverloadedError]
+        waiting = [asyncio.create_task(encoders.encode(model, request(a=1), time.monotonic() + 60)) for _ in range(3)]
+        with pytest.raises(OverloadedError):
+            await waiting[2]
+        model.may_end.set()
+        assert [type(await one) for one in waiting[:2]] == [Encoded, Encoded]
         encoders.close()
 
     asyncio.run(run())
@@ -547,7 +554,7 @@ def test_a_caller_that_hangs_up_takes_its_waiting_work_with_it(bundles):
         for request, task in calls[1::2]:
             request.is_given_up = True
             task.cancel()
-        await asyncio.wait([task for _, task in calls[1::2]], timeout=5)
+        await asyncio.wait([task for _, task in calls[1::2]], timeout=60)
         assert sum(task.done() for _, task in calls) == 3
         assert b'route="/v1/understand",status="499"} 3.0' in telemetry.exposition()
         released.set()
@@ -648,7 +655,7 @@ def test_whatever_becomes_of_requests_the_queue_has_all_its_room_afterwards(bund
                 await asyncio.sleep(0)
                 while leaving:
                     leaving.pop().connection_lost(None)
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             while plane.in_use.n or len(asyncio.all_tasks()) > 1:
                 await asyncio.sleep(0.001)
         for served in roles.models.values():

@@ -1,7 +1,7 @@
 """Contributions behind several phases, within a deadline."""
 
 import asyncio
-import time
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -31,7 +31,7 @@ REQUEST = RankRequest(ids=tuple("abcdef"), features=dict(zip(NAMES, rows(6, 9).T
 
 def ask(models, names: list[str], question, **second):
     phases = [{"model": f"{name}/1", **(second if place else {})} for place, name in enumerate(names)]
-    settings = GatewayConfig.model_validate({"phases": phases})
+    settings = GatewayConfig.model_validate({"phases": phases, "deadline_ms": 20_000})
     roles = Roles(phases=tuple(zip([models[name] for name in names], settings.phases, strict=True)))
 
     async def run():
@@ -70,15 +70,21 @@ def test_an_order_that_is_not_by_trees_alone_has_no_contributions_but_values(mod
 
 def test_explaining_ends_at_the_deadline(models, monkeypatch):
     monkeypatch.setattr(explain, "_ROWS_A_TURN", 2)
-    features = rows(6, 9)
+    features, now_s = rows(6, 9), [1000.0]
+    monkeypatch.setattr(explain, "time", SimpleNamespace(monotonic=lambda: now_s[0]))
 
     async def slowly(plane: Dataplane):
         explainers = explain.Explainers(plane._rank._encoders.threads)
         await explainers.check(models["trees"])
         found = explainers._opened[models["trees"].bundle.digest]
         plain = found.contributions
-        found.contributions = lambda block: (time.sleep(0.05), plain(block))[1]
-        await explainers.contributions(models["trees"], REQUEST.ids, features, time.monotonic() + 0.07)
+
+        def takes_50_ms(block):
+            now_s[0] += 0.05
+            return plain(block)
+
+        found.contributions = takes_50_ms
+        await explainers.contributions(models["trees"], REQUEST.ids, features, 1000.07)
 
     with pytest.raises(DeadlineError, match="6 candidates must be explained before the deadline, 4 were"):
         ask(models, ["trees"], slowly)

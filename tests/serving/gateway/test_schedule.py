@@ -67,7 +67,7 @@ def test_priority_1_is_interactive_and_every_lower_one_bulk(served, monkeypatch,
         return submit(*arguments)
 
     monkeypatch.setattr(Batcher, "submit", watched)
-    parameters = {} if sent is None else {"priority": sent}
+    parameters = {"timeout": 50_000_000} if sent is None else {"timeout": 50_000_000, "priority": sent}
     assert infer(served, parameters, {} if header is None else {b"x-priority": header}).status == 200
     assert found == [queued]
 
@@ -116,7 +116,7 @@ def test_stock_clients_timeout_is_the_deadline_over_grpc(deployment):
         gateway(deployment, {"deadline_ms": 1e-6, "grpc_port": 0}) as client,
         grpc.InferenceServerClient(client.grpc) as stock,
     ):
-        assert stock.infer("shop-query", [text], timeout=10_000_000, priority=2).as_numpy("intent_logits") is not None
+        assert stock.infer("shop-query", [text], timeout=30_000_000, priority=2).as_numpy("intent_logits") is not None
         with pytest.raises(InferenceServerException, match="deadline") as late:
             stock.infer("shop-query", [text])
         assert late.value.status() == "StatusCode.DEADLINE_EXCEEDED"
