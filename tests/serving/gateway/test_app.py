@@ -316,7 +316,7 @@ def test_a_body_beyond_the_limit_is_refused_whether_or_not_it_says_its_length(cl
 
 
 def test_a_deadline_that_passes_is_answered_504(client):
-    answer = client.post("/v1/understand", json={"query": "red shoes"}, headers={"x-deadline-ms": "0.01"})
+    answer = client.post("/v1/understand", json={"query": "asked but once"}, headers={"x-deadline-ms": "0.01"})
     assert (answer.status_code, answer.json()["error"]["code"]) in {(504, "deadline_exceeded"), (408, "body_timeout")}
 
 
@@ -332,7 +332,7 @@ def test_a_wrong_priority_is_refused(client):
 
 
 def test_a_body_that_never_comes_ends_at_its_deadline(client):
-    with socket.create_connection((client.base_url.host, client.base_url.port), timeout=5) as half:
+    with socket.create_connection((client.base_url.host, client.base_url.port), timeout=60) as half:
         half.sendall(b"POST /v1/understand HTTP/1.1\r\nhost: a\r\nx-deadline-ms: 100\r\ncontent-length: 50\r\n\r\n{")
         assert half.recv(1_000).startswith(b"HTTP/1.1 408")
 
@@ -342,7 +342,7 @@ def test_callers_that_hang_up_hurt_nobody(client):
     head = f"POST /v1/understand HTTP/1.1\r\nhost: a\r\ncontent-length: {len(body)}\r\n\r\n".encode()
     for cut in (len(head) - 3, len(head) + 10, len(head) + len(body)):
         for _ in range(5):
-            with socket.create_connection((client.base_url.host, client.base_url.port), timeout=5) as caller:
+            with socket.create_connection((client.base_url.host, client.base_url.port), timeout=60) as caller:
                 caller.sendall((head + body)[:cut])
     assert client.post("/v1/understand", json={"query": "red shoes"}).status_code == 200
 
@@ -352,17 +352,17 @@ def test_pipelined_requests_are_answered_in_order(client):
     for phrase in ("track my parcel", "tell me a joke"):
         body = json.dumps({"query": phrase}).encode()
         requests += b"POST /v1/understand HTTP/1.1\r\nhost: a\r\ncontent-length: %d\r\n\r\n%s" % (len(body), body)
-    with socket.create_connection((client.base_url.host, client.base_url.port), timeout=5) as caller:
+    with socket.create_connection((client.base_url.host, client.base_url.port), timeout=60) as caller:
         caller.sendall(requests)
         received = b""
-        give_up_at = time.monotonic() + 5
+        give_up_at = time.monotonic() + 60
         while received.count(b'"models"') < 2 and time.monotonic() < give_up_at:
             received += caller.recv(10_000)
     assert received.index(b"track my parcel") < received.index(b"tell me a joke")
 
 
 def test_malformed_http_is_refused_and_the_next_caller_served(client):
-    with socket.create_connection((client.base_url.host, client.base_url.port), timeout=5) as caller:
+    with socket.create_connection((client.base_url.host, client.base_url.port), timeout=60) as caller:
         caller.sendall(b"NONSENSE\r\n\r\n")
         assert caller.recv(1_000).startswith(b"HTTP/1.1 400")
     assert client.get("/healthz").status_code == 200

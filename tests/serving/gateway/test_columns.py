@@ -5,7 +5,7 @@ import json
 import msgspec
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from models.errors import InputError
@@ -30,6 +30,7 @@ def read(texts: list[str], n_rows: int) -> np.ndarray:
     return READER.read([msgspec.Raw(text.encode()) for text in texts], n_rows)
 
 
+@settings(deadline=None)
 @given(st.lists(st.lists(decimals, min_size=3, max_size=3), min_size=1, max_size=4))
 def test_numbers_have_the_bits_that_python_gives_them(columns):
     texts = [f"[{','.join(column)}]" for column in columns]
@@ -85,6 +86,7 @@ def test_a_column_sent_twice_is_refused(n, text):
             Reader(limits, ["price", "stock"]).read(twice.encode())
 
 
+@settings(deadline=None)
 @given(st.lists(st.one_of(st.just("NaN"), st.floats(-9, 9).map(repr), st.text(alphabet='aN"\\[ ').map(json.dumps))))
 def test_nan_is_null_but_within_a_text(values):
     body = f"[{','.join([*values, 'NaN'])}]".encode()

@@ -151,7 +151,7 @@ def test_many_callers_in_every_form_at_once_each_get_their_own_scores(tree_clien
         assert found == dict(zip(table["ids"], expected.tolist(), strict=True))
 
     async def run() -> None:
-        async with httpx.AsyncClient(base_url=tree_client.base_url) as http:
+        async with httpx.AsyncClient(base_url=tree_client.base_url, timeout=60) as http:
             await asyncio.gather(*[ask(http, number) for number in range(150)])
 
     asyncio.run(run())

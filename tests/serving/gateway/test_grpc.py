@@ -41,7 +41,7 @@ def test_a_grpc_port_in_use_is_one_sentence(deployment):
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         process = start(deployment, {"grpc_port": port})
-        out, said = process.communicate(timeout=20)
+        out, said = process.communicate(timeout=60)
     assert (process.returncode, out) == (2, "")
     assert f"127.0.0.1:{port} cannot be taken; change grpc_port" in said.splitlines()[-1]
 
@@ -50,7 +50,7 @@ def test_two_gateways_do_not_share_a_grpc_port(deployment):
     with gateway(deployment, {"grpc_port": 0}) as client:
         process = start(deployment, {"grpc_port": int(client.grpc.rpartition(":")[2])})
         try:
-            process.communicate(timeout=20)
+            process.communicate(timeout=60)
         finally:
             process.kill()
         assert process.returncode == 2
@@ -62,20 +62,20 @@ def test_no_grpc_is_loaded_where_no_port_is_configured(deployment):
         assert ("grpc://" in process.stdout.readline()) is is_loaded
         assert ("cygrpc" in Path(f"/proc/{process.pid}/maps").read_text()) is is_loaded
         process.terminate()
-        process.communicate(timeout=20)
+        process.communicate(timeout=60)
 
 
 def test_a_signal_finishes_the_calls_that_were_begun(deployment):
     """A stream that is open when the signal comes is a call that was begun: what it still asks is answered."""
-    process = start(deployment, {"grpc_port": 0})
+    process = start(deployment, {"grpc_port": 0, "drain_s": 60})
     address = process.stdout.readline().partition("grpc://")[2].partition(",")[0]
     may_send, has_ended = threading.Event(), threading.Event()
 
     def requests():
         yield request()
-        may_send.wait(20)
+        may_send.wait(60)
         yield request()
-        has_ended.wait(20)
+        has_ended.wait(60)
 
     with grpc.insecure_channel(address) as channel, grpc.insecure_channel(address) as other:
         answers = service.GRPCInferenceServiceStub(channel).ModelStreamInfer(requests())
@@ -83,14 +83,14 @@ def test_a_signal_finishes_the_calls_that_were_begun(deployment):
         process.send_signal(signal.SIGTERM)
         ready = service.GRPCInferenceServiceStub(other).ServerReady
         with pytest.raises(grpc.RpcError) as refused:
-            deque(iter(lambda: ready(messages.ServerReadyRequest(), timeout=10), None), maxlen=0)
+            deque(iter(lambda: ready(messages.ServerReadyRequest(), timeout=60), None), maxlen=0)
         assert refused.value.code() in ENDED
         may_send.set()
         second = next(answers).infer_response
         assert second.raw_output_contents == first.raw_output_contents
         has_ended.set()
         assert list(answers) == []
-    _, said = process.communicate(timeout=20)
+    _, said = process.communicate(timeout=60)
     assert (process.returncode, said) == (0, "")
 
 
@@ -108,7 +108,7 @@ def test_a_call_that_outlasts_the_drain_is_ended(deployment):
             list(answers)
         assert ended.value.code() in ENDED
         for_ever.set()
-    process.communicate(timeout=20)
+    process.communicate(timeout=60)
     assert process.returncode == 0
 
 
@@ -203,7 +203,7 @@ def test_a_call_is_counted_named_and_logged_as_a_request_is(deployment):
         with pytest.raises(grpc.RpcError, match="x-priority must be interactive or bulk, got 'low'"):
             call(request(), metadata=[("x-priority", "low")])
     process.terminate()
-    _, said = process.communicate(timeout=20)
+    _, said = process.communicate(timeout=60)
     lines = [line for line in map(json.loads, said.splitlines()) if line.get("route") == path]
     assert [(line["status"], line["method"]) for line in lines] == [(status, "POST") for status in (200, 404, 200, 422)]
     assert lines[0]["request_id"] == "mine-1"

@@ -27,11 +27,11 @@ def logging_gateway(deployment, **config):
     lines: list[str] = []
     url = url_of(process.stdout.readline())
     try:
-        with httpx.Client(base_url=url, timeout=10) as client:
+        with httpx.Client(base_url=url, timeout=60) as client:
             yield client, lines
     finally:
         process.terminate()
-        lines += process.communicate(timeout=20)[1].splitlines()
+        lines += process.communicate(timeout=60)[1].splitlines()
     assert process.returncode == 0
 
 

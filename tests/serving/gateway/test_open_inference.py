@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 import tritonclient.http as triton
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from tritonclient.utils import serialize_byte_tensor
 
@@ -233,6 +233,7 @@ def test_texts_that_are_cut_or_not_utf8_are_refused(joint, raw, says):
     assert says in refused(lambda: read_tensors(header + raw, len(header), joint, model))[2]
 
 
+@settings(deadline=None)
 @given(st.lists(st.text(st.characters(exclude_categories=["Cs"]), max_size=8), max_size=6))
 def test_texts_are_read_from_what_tritons_client_writes(texts):
     array = np.array(texts, dtype=object).reshape(len(texts), 1)
