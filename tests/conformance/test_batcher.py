@@ -137,7 +137,7 @@ def test_what_arrives_together_is_shared_among_idle_workers(intent):
         await settle()
         assert [len(batch) for batch in runtime.batches] == [3, 3]
         runtime.gate.set()
-        await queue.drain(1)
+        await queue.drain(60)
 
     asyncio.run(run())
 
@@ -151,7 +151,7 @@ def test_the_most_urgent_goes_first_with_its_neighbours_in_length(intent):
         for n, length, seconds in ((1, 3, 60), (2, 40, 5), (3, 4, 60), (4, 41, 60)):
             queue.submit(intent, text(n, length), in_s(seconds))
         runtime.gate.set()
-        await queue.drain(1)
+        await queue.drain(60)
         assert runtime.batches == [[0], [2, 4], [1, 3]]
 
     asyncio.run(run())
@@ -166,7 +166,7 @@ def test_padding_is_bounded(intent):
         for n, length in enumerate((10, 10, 100), start=1):
             queue.submit(intent, text(n, length), in_s(60))
         runtime.gate.set()
-        await queue.drain(1)
+        await queue.drain(60)
         assert runtime.batches == [[0], [1, 2], [3]]
 
     asyncio.run(run())
@@ -183,7 +183,7 @@ def test_every_window_of_a_long_text_counts_as_a_row(intent):
         futures = [queue.submit(intent, Encoded(rows, n_windows=3), in_s(50))]
         futures += [queue.submit(intent, text(n), in_s(60)) for n in (2, 3)]
         runtime.gate.set()
-        await queue.drain(1)
+        await queue.drain(60)
         assert runtime.batches == [[0], [4, 5, 9, 2], [3]]
         # A number that is said of the whole text is the mean over its windows.
         assert (await futures[0])["intent_logits"] == 6
@@ -305,16 +305,21 @@ def test_answers_of_a_wrong_shape_go_to_nobody(intent):
 
 def test_a_full_queue_refuses_and_says_when_to_come_back(intent):
     async def run():
-        runtime = EchoRuntime(pause=lambda: asyncio.sleep(0.05))
-        queue = batcher(runtime, max_queue_length=4, max_batch_size=1)
+        cost = Cost()
+        # The first takes 50 ms, or longer on a busy machine; those behind it until they may end.
+        runtime = EchoRuntime(pause=lambda: runtime.gate.wait() if runtime.batches[1:] else asyncio.sleep(0.05))
+        queue = batcher(runtime, max_queue_length=4, max_batch_size=1, costs={intent.ref: cost})
         await queue.submit(intent, text(0), in_s(60))
         futures = [queue.submit(intent, text(1), in_s(60))]
         await settle()
         futures += [queue.submit(intent, text(n), in_s(60)) for n in range(2, 6)]
         with pytest.raises(OverloadedError, match="at most 4 requests") as refused:
             queue.submit(intent, text(6), in_s(60))
-        # Four wait, each takes one worker 50 ms.
-        assert 0.15 < refused.value.retry_after_s < 0.8  # on a busy machine 50 ms take longer
+        # Four wait behind one that runs, each takes one worker as long as the first did.
+        each_s = cost.seconds(3)
+        assert each_s > 0.045
+        assert 3.99 * each_s < refused.value.retry_after_s < 5.01 * each_s
+        runtime.gate.set()
         assert [await number(future) for future in futures] == [1, 2, 3, 4, 5]
         assert await number(queue.submit(intent, text(7), in_s(60))) == 7
 
@@ -324,15 +329,15 @@ def test_a_full_queue_refuses_and_says_when_to_come_back(intent):
 def test_a_request_that_could_not_start_before_its_deadline_is_refused_at_once(intent):
     async def run():
         runtime = EchoRuntime()
-        queue = batcher(runtime, max_batch_size=1, costs={intent.ref: Cost(0.0, 0.01)})
-        futures = [queue.submit(intent, text(0), in_s(60))]
+        queue = batcher(runtime, max_batch_size=1, costs={intent.ref: Cost(0.0, 1.0)})
+        futures = [queue.submit(intent, text(0), in_s(600))]
         await settle()
-        # One of 30 ms runs, ten wait: 330 ms of work, and half as much again for caution.
-        futures += [queue.submit(intent, text(n), in_s(60)) for n in range(1, 11)]
-        with pytest.raises(OverloadedError, match=r"about 3[0123]. ms of work wait for tiny-intent/1") as refused:
-            queue.submit(intent, text(11), in_s(0.45))
-        assert refused.value.retry_after_s == pytest.approx(0.33, abs=0.02)
-        futures.append(queue.submit(intent, text(11), in_s(0.7)))
+        # One of 3 s runs, ten wait: 33 s of work, and half as much again for caution.
+        futures += [queue.submit(intent, text(n), in_s(600)) for n in range(1, 11)]
+        with pytest.raises(OverloadedError, match=r"about 3[123]... ms of work wait for tiny-intent/1") as refused:
+            queue.submit(intent, text(11), in_s(45))
+        assert refused.value.retry_after_s == pytest.approx(33, abs=2)
+        futures.append(queue.submit(intent, text(11), in_s(70)))
         runtime.gate.set()
         assert [await number(future) for future in futures] == list(range(12))
 
@@ -434,33 +439,33 @@ def test_late_answers_make_cautious_and_answers_in_time_bold_again(intent, monke
 
     async def run():
         runtime = EchoRuntime()
-        queue = batcher(runtime, max_batch_size=1, max_queue_length=2_000, costs={intent.ref: Cost(0.0, 0.001)})
+        queue = batcher(runtime, max_batch_size=1, max_queue_length=2_000, costs={intent.ref: Cost(0.0, 0.01)})
 
         async def is_taken():
-            """Whether a request with 150 ms is taken behind 33 ms of work."""
+            """Whether a request with 1.5 s is taken behind 330 ms of work."""
             runtime.gate.clear()
             futures = [queue.submit(intent, text(0), in_s(60))]
             await settle()
             futures += [queue.submit(intent, text(n), in_s(60)) for n in range(10)]
             try:
-                futures.append(queue.submit(intent, text(10), in_s(0.15)))
+                futures.append(queue.submit(intent, text(10), in_s(1.5)))
             except OverloadedError:
                 return False
             finally:
                 runtime.gate.set()
-                await asyncio.gather(*futures)
+                await asyncio.gather(*futures, return_exceptions=True)
             return True
 
         assert await is_taken()
         runtime.gate.clear()
         first = queue.submit(intent, text(0), in_s(60))
         await settle()
-        late = [queue.submit(intent, text(n), in_s(0.1)) for n in range(15)]
+        late = [queue.submit(intent, text(n), in_s(1)) for n in range(15)]
         assert all(isinstance(error, DeadlineError) for error in await asyncio.gather(*late, return_exceptions=True))
         runtime.gate.set()
         assert await number(first) == 0
         assert not await is_taken()
-        assert await asyncio.gather(*(number(queue.submit(intent, text(n % 10), in_s(60))) for n in range(1_500)))
+        assert await asyncio.gather(*(number(queue.submit(intent, text(n % 10), in_s(600))) for n in range(1_500)))
         assert await is_taken()
 
     asyncio.run(run())
@@ -471,7 +476,7 @@ def test_whatever_is_thought_of_its_cost_a_request_that_finds_nothing_waiting_is
         runtime = EchoRuntime()
         runtime.gate.set()
         queue = batcher(runtime, costs={intent.ref: Cost(1000.0, 1000.0)})
-        assert await number(queue.submit(intent, text(5), in_s(1))) == 5
+        assert await number(queue.submit(intent, text(5), in_s(60))) == 5
 
     asyncio.run(run())
 
@@ -479,13 +484,13 @@ def test_whatever_is_thought_of_its_cost_a_request_that_finds_nothing_waiting_is
 def test_a_short_text_does_not_wait_for_a_long_one_in_its_batch_nor_for_one_queued_a_moment_before(intent):
     async def run():
         runtime = EchoRuntime()
-        queue = batcher(runtime, max_batch_size=4, max_padding=1, costs={intent.ref: Cost(0.001, 0.001)})
-        queue.submit(intent, text(0), in_s(60))
+        queue = batcher(runtime, max_batch_size=4, max_padding=1, costs={intent.ref: Cost(0.1, 0.1)})
+        queue.submit(intent, text(0), in_s(600))
         await settle()
         for n, length in ((1, 100), (2, 3), (3, 4)):
-            queue.submit(intent, text(n, length), in_s(60))
+            queue.submit(intent, text(n, length), in_s(600))
         runtime.gate.set()
-        await queue.drain(1)
+        await queue.drain(60)
         assert runtime.batches == [[0], [2, 3], [1]]
 
     asyncio.run(run())
@@ -518,13 +523,15 @@ def test_a_batch_stays_small_enough_for_its_most_urgent_request(intent):
         for n in range(1, 6):
             queue.submit(intent, text(n), in_s(11 if n == 1 else 60))
         runtime.gate.set()
-        await queue.drain(1)
+        await queue.drain(60)
         assert runtime.batches == [[0], [1, 2, 3], [4, 5]]
 
     asyncio.run(run())
 
 
-def test_a_model_that_is_asked_little_does_not_wait_behind_one_that_is_asked_much(intent, ranking):
+def test_a_model_that_is_asked_little_does_not_wait_behind_one_that_is_asked_much(intent, ranking, monkeypatch):
+    monkeypatch.setattr(Cost, "learn", lambda *_: None)
+
     async def run():
         runtime = EchoRuntime()
         costs = {intent.ref: Cost(0.0, 0.001), ranking.ref: Cost(0.0, 0.001)}
@@ -536,7 +543,7 @@ def test_a_model_that_is_asked_little_does_not_wait_behind_one_that_is_asked_muc
         for n in (101, 102):
             queue.submit(ranking, candidates(n, 3), in_s(60))
         runtime.gate.set()
-        await queue.drain(1)
+        await queue.drain(60)
         order = [batch[0] for batch in runtime.batches]
         assert order.index(101) <= 2
         assert order.index(102) <= 4
@@ -569,13 +576,13 @@ def test_what_must_be_answered_soon_does_not_stand_ready_behind_a_long_batch(int
         queue = batcher(runtime, max_batch_size=2, costs={intent.ref: Cost(0.0, 1.0)})
         queue.submit(intent, text(0, 10), in_s(60))
         await settle()
-        for n, seconds in ((1, 14), (2, 60), (3, 60)):
+        for n, seconds in ((1, 12), (2, 60), (3, 60)):
             queue.submit(intent, text(n, 1), in_s(seconds))
         await settle()
         # The worker is busy for 10 s, half as much again for caution.
         assert runtime.batches == [[0], [2, 3]]
         runtime.gate.set()
-        await queue.drain(1)
+        await queue.drain(60)
 
     asyncio.run(run())
 
@@ -595,7 +602,7 @@ def test_bulk_work_gives_way_and_is_not_starved(intent, monkeypatch):
         for n in range(1, 41):
             queue.submit(intent, text(n), in_s(60))
         runtime.gate.set()
-        await queue.drain(1)
+        await queue.drain(60)
         order = [batch[0] for batch in runtime.batches]
         # A tenth of the share: one in eleven while the others wait too.
         for end in (12, 23, 34, 45):
@@ -619,7 +626,7 @@ def test_bulk_work_that_somebody_begins_to_wait_for_goes_with_the_interactive(in
         queue.hasten([bulk[3], bulk[4], running])
         bulk[3].cancel()
         runtime.gate.set()
-        await queue.drain(1)
+        await queue.drain(60)
         order = [batch[0] for batch in runtime.batches]
         # 104 came before 1 to 20 and has their share now; of the other three, a tenth of it, one in eleven.
         assert order.index(104) <= 2
@@ -640,10 +647,9 @@ def test_a_request_past_its_deadline_is_told_on_time_and_never_computed(intent):
         first = queue.submit(intent, text(0), in_s(60))
         await settle()
         late, later = queue.submit(intent, text(1), in_s(0.03)), queue.submit(intent, text(2), in_s(60))
-        started = time.monotonic()
-        with pytest.raises(DeadlineError):
-            await late
-        assert time.monotonic() - started < 1
+        async with asyncio.timeout(30):
+            with pytest.raises(DeadlineError):
+                await late
         runtime.gate.set()
         assert [await number(first), await number(later)] == [0, 2]
         assert runtime.batches == [[0], [2]]
@@ -665,10 +671,11 @@ def test_a_tight_deadline_in_a_batch_fails_neither_the_batch_nor_waits_for_it(in
     async def run():
         runtime = EchoRuntime()
         queue = batcher(runtime)
-        tight, loose = queue.submit(intent, text(1), in_s(0.03)), queue.submit(intent, text(2), in_s(60))
+        tight, loose = queue.submit(intent, text(1), in_s(0.5)), queue.submit(intent, text(2), in_s(60))
+        await settle()
+        assert runtime.batches == [[1, 2]]
         with pytest.raises(DeadlineError):
             await tight
-        assert runtime.batches == [[1, 2]]
         runtime.gate.set()
         assert await number(loose) == 2
 
@@ -680,7 +687,7 @@ def test_draining_finishes_what_was_begun_and_refuses_the_rest(intent):
         runtime = EchoRuntime()
         queue = batcher(runtime, max_batch_size=2)
         futures = [queue.submit(intent, text(n), in_s(60)) for n in range(5)]
-        draining = asyncio.create_task(queue.drain(10))
+        draining = asyncio.create_task(queue.drain(60))
         await settle()
         with pytest.raises(UnavailableError):
             queue.submit(intent, text(9), in_s(60))
@@ -697,9 +704,8 @@ def test_draining_ends_in_time_even_when_the_runtime_hangs(intent):
         runtime = EchoRuntime()
         queue = batcher(runtime, max_batch_size=1)
         futures = [queue.submit(intent, text(n), in_s(60)) for n in range(3)]
-        started = time.monotonic()
-        await queue.drain(0.05)
-        assert time.monotonic() - started < 2
+        async with asyncio.timeout(30):
+            await queue.drain(0.05)
         for future in futures:
             with pytest.raises(UnavailableError):
                 await future
@@ -717,9 +723,10 @@ def test_every_request_gets_its_own_answer_whatever_the_interleaving(intent, ran
         await asyncio.sleep(dice.choice((0, 0, 0.0005, 0.002)))
 
     async def ask(queue: Batcher, number: int) -> str:
+        dice = random.Random(f"{seed} {number}")  # of its own: whose turn it is has no say in how many are cancelled
         await asyncio.sleep(dice.random() * 0.05)
         priority.set(dice.choice(("interactive", "interactive", "bulk")))
-        is_ranking, deadline_s = dice.random() < 0.3, in_s(dice.choice((0.004, 60, 60)))
+        is_ranking, deadline_s = dice.random() < 0.3, in_s(dice.choice((0.004, 600, 600)))
         size = dice.randint(1, 30)
         model, encoded = (ranking, candidates(number, size)) if is_ranking else (intent, text(number, size))
         try:
@@ -747,7 +754,7 @@ def test_every_request_gets_its_own_answer_whatever_the_interleaving(intent, ran
         queue = batcher(runtime, max_queue_length=1000, max_batch_size=max_batch_size, max_batch_rows=60)
         numbers = [*range(1, 400), POISON]
         outcomes = await asyncio.gather(*(ask(queue, number) for number in numbers))
-        await queue.drain(5)
+        await queue.drain(60)
         return runtime, outcomes
 
     runtime, outcomes = asyncio.run(run())
@@ -801,11 +808,11 @@ def test_many_callers_of_the_real_runtime_get_what_each_would_get_alone(intent):
         alone = {}
         for row in rows:
             encoded = model.encode(row.request)
-            outputs = await runtime.infer(intent, collate([encoded], signature), timeout_s=5)
+            outputs = await runtime.infer(intent, collate([encoded], signature), timeout_s=60)
             alone[row.request] = split(outputs, [encoded], signature)[0]["intent_logits"]
 
         async def ask(request: str) -> None:
-            outputs = await queue.submit(intent, model.encode(request), in_s(60))
+            outputs = await queue.submit(intent, model.encode(request), in_s(600))
             np.testing.assert_allclose(outputs["intent_logits"], alone[request], atol=1e-5)
 
         requests = random.Random(1).choices([row.request for row in rows], k=1000)
@@ -815,7 +822,7 @@ def test_many_callers_of_the_real_runtime_get_what_each_would_get_alone(intent):
         for task in tasks:
             with contextlib.suppress(asyncio.CancelledError):
                 await task
-        await queue.drain(5)
+        await queue.drain(60)
         await runtime.close()
 
     asyncio.run(run())
