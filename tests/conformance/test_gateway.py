@@ -76,7 +76,8 @@ def on_triton(deployment, triton_server) -> Iterator[httpx.Client]:
 
 
 def triton_runtime(triton_server) -> dict:
-    return {"runtime": {"kind": "triton", "triton_url": triton_server.running.grpc}}
+    """A gateway that asks Triton alone, as long as it answers: a busy machine must not hedge, and call it gone."""
+    return {"runtime": {"kind": "triton", "triton_url": triton_server.running.grpc, "hedge_share": 0}}
 
 
 @pytest.mark.parametrize(("path", "body"), REQUESTS, ids=lambda part: str(part)[:40])

@@ -99,7 +99,7 @@ def test_a_runtime_repeats_the_golden_rows(open_runtime, intent, joint, ranking)
                 await runtime.load(model)
                 signature = model.bundle.manifest.signature
                 for row in golden.read(model.bundle):
-                    found = await runtime.infer(model, collate([row.encoded], signature), timeout_s=5)
+                    found = await runtime.infer(model, collate([row.encoded], signature), timeout_s=60)
                     expected = row.outputs[model.bundle.variant]
                     answer = split(found, [row.encoded], signature)[0]
                     assert set(answer) == set(expected)
@@ -118,10 +118,10 @@ def test_a_batch_of_n_equals_n_singles(open_runtime, intent, joint, ranking):
                 signature = model.bundle.manifest.signature
                 requests = [row.encoded for row in golden.read(model.bundle)]
                 together = split(
-                    await runtime.infer(model, collate(requests, signature), timeout_s=5), requests, signature
+                    await runtime.infer(model, collate(requests, signature), timeout_s=60), requests, signature
                 )
                 for request, answer in zip(requests, together, strict=True):
-                    alone = await runtime.infer(model, collate([request], signature), timeout_s=5)
+                    alone = await runtime.infer(model, collate([request], signature), timeout_s=60)
                     for name, array in split(alone, [request], signature)[0].items():
                         # Outputs of tokens are padded to the longest text of the batch.
                         found = answer[name][: array.shape[0]] if array.ndim else answer[name]
@@ -155,7 +155,7 @@ def test_lists_of_unlike_length_get_scores_of_their_own_documents_alone(open_run
             await runtime.load(whole_list)
             model: Any = open_model(whole_list.bundle.path, whole_list.bundle.manifest)
             encoded, signature = [model.encode(one) for one in PRICES], whole_list.bundle.manifest.signature
-            return split(await runtime.infer(whole_list, collate(encoded, signature), timeout_s=5), encoded, signature)
+            return split(await runtime.infer(whole_list, collate(encoded, signature), timeout_s=60), encoded, signature)
 
     first, second = asyncio.run(ask())
     np.testing.assert_allclose(first["score"], [-3, -1, 4], atol=1e-5)
@@ -177,7 +177,7 @@ def test_all_runtimes_give_the_same_answers(open_runtime, intent, joint, ranking
             model: Any = open_model(served.bundle.path, served.bundle.manifest)
             encoded = [model.encode(request) for request in requests]
             signature = served.bundle.manifest.signature
-            outputs = split(await runtime.infer(served, collate(encoded, signature), timeout_s=5), encoded, signature)
+            outputs = split(await runtime.infer(served, collate(encoded, signature), timeout_s=60), encoded, signature)
             return [model.decode(*one) for one in zip(requests, encoded, outputs, strict=True)]
 
     asked = (
@@ -219,7 +219,7 @@ def test_missing_stays_missing(open_runtime, ranking):
             await runtime.load(ranking)
             features_DF = np.full((3, len(FEATURES)), np.nan, dtype=np.float32)
             features_DF[1] = (100.0, 4.0)
-            return await runtime.infer(ranking, {"features": features_DF}, timeout_s=5)
+            return await runtime.infer(ranking, {"features": features_DF}, timeout_s=60)
 
     # score = popularity - price / 100, where missing counts 0
     np.testing.assert_allclose(asyncio.run(ask())["score"], [0.0, 3.0, 0.0], atol=1e-6)
@@ -232,7 +232,7 @@ def test_concurrent_callers_each_get_their_own_answer(open_runtime, ranking):
 
             async def one(number: int) -> float:
                 row = np.array([[0.0, number]], dtype=np.float32)
-                return float((await runtime.infer(ranking, {"features": row}, timeout_s=10))["score"][0])
+                return float((await runtime.infer(ranking, {"features": row}, timeout_s=60))["score"][0])
 
             return await asyncio.gather(*(one(number) for number in range(200)))
 
@@ -243,7 +243,7 @@ def test_a_model_that_was_not_loaded_is_unavailable(open_runtime, intent):
     async def ask():
         async with open_runtime([intent]) as runtime:
             encoded = open_model(intent.bundle.path, intent.bundle.manifest).encode("red shoes")
-            await runtime.infer(intent, collate([encoded], intent.bundle.manifest.signature), timeout_s=5)
+            await runtime.infer(intent, collate([encoded], intent.bundle.manifest.signature), timeout_s=60)
 
     with pytest.raises(UnavailableError, match="must be loaded"):
         asyncio.run(ask())
@@ -253,10 +253,11 @@ def test_a_batch_beyond_its_time_is_given_up(open_runtime, ranking):
     async def ask():
         async with open_runtime([ranking]) as runtime:
             await runtime.load(ranking)
-            features_DF = np.zeros((200_000, len(FEATURES)), dtype=np.float32)
+            # Tens of milliseconds of work: the answer must not be there already when a busy machine looks at the time.
+            features_DF = np.zeros((2_000_000, len(FEATURES)), dtype=np.float32)
             with pytest.raises(DeadlineError):
                 await runtime.infer(ranking, {"features": features_DF}, timeout_s=1e-4)
-            answer = await runtime.infer(ranking, {"features": features_DF[:2]}, timeout_s=5)
+            answer = await runtime.infer(ranking, {"features": features_DF[:2]}, timeout_s=60)
             assert answer["score"].shape == (2,)
 
     asyncio.run(ask())
@@ -267,9 +268,9 @@ def test_a_batch_that_does_not_fit_the_model_is_refused_and_the_next_one_answere
         async with open_runtime([ranking]) as runtime:
             await runtime.load(ranking)
             with pytest.raises(RankyardError):
-                await runtime.infer(ranking, {"features": np.zeros((1, 7), dtype=np.float32)}, timeout_s=5)
+                await runtime.infer(ranking, {"features": np.zeros((1, 7), dtype=np.float32)}, timeout_s=60)
             good = Encoded({"features": np.ones((1, len(FEATURES)), dtype=np.float32)})
-            answer = await runtime.infer(ranking, collate([good], ranking.bundle.manifest.signature), timeout_s=5)
+            answer = await runtime.infer(ranking, collate([good], ranking.bundle.manifest.signature), timeout_s=60)
             assert answer["score"] == pytest.approx([0.99])
 
     asyncio.run(ask())
