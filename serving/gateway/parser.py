@@ -132,6 +132,9 @@ class RequestParser:
                 data = self._without_upgrade() + bytes(data[pause.args[0] :])
             except httptools.HttpParserError as error:
                 if not self.is_done:
+                    if self.reading is not None and not self.has_head:
+                        # How many llhttp has given back by now depends on how the bytes came.
+                        self.reading.headers = {}
                     self.fail(MalformedHttpError(f"a request must be HTTP/1.1, it is not ({error}); correct it"))
                 break
         if self._n_quiet > self._limits.max_head_bytes and not self.is_done:

@@ -271,6 +271,14 @@ def test_however_a_stream_is_cut_its_requests_are_the_same(requests, end, places
     assert parsed(pieces) == parsed([stream])
 
 
+def test_a_head_that_is_refused_has_no_headers_wherever_it_is_cut():
+    stream = post("/", b"", "x y: z")
+    refused = parsed([stream])
+    assert [json.loads(one)["headers"] for one in refused] == [{}]
+    for cut in range(1, len(stream)):
+        assert parsed([stream[:cut], stream[cut:]]) == refused
+
+
 @settings(deadline=None, max_examples=50, suppress_health_check=[HealthCheck.too_slow])
 @given(st.lists(_requests.filter(lambda one: one.kind != "upgrade"), min_size=1, max_size=8))
 def test_requests_are_those_that_another_library_reads(requests):
