@@ -13,6 +13,7 @@ import pytest
 
 from models.errors import DeadlineError, RankyardError, UnavailableError
 from serving.runtime import breaker, hedging
+from serving.runtime import fallback as fallback_runtime
 from serving.runtime import triton as triton_runtime
 from serving.runtime.fallback import FallbackRuntime
 from serving.runtime.onnx import OnnxRuntime
@@ -59,14 +60,14 @@ async def fallback(url, model, hedge_share=0.05):
         await runtime.close()
 
 
-async def ask(runtime, model, popularity, *, n_rows=3, timeout_s=5.0):
+async def ask(runtime, model, popularity, *, n_rows=3, timeout_s=60.0):
     """Score rows that only this caller has; their score is popularity - price / 100."""
     features_DF = np.array([[100 * row, popularity] for row in range(n_rows)], dtype=np.float32)
     answer = await runtime.infer(model, {"features": features_DF}, timeout_s=timeout_s)
     np.testing.assert_allclose(answer["score"], popularity - np.arange(n_rows, dtype=np.float32), rtol=1e-6)
 
 
-async def until(condition, seconds=20.0):
+async def until(condition, seconds=60.0):
     give_up_s = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < give_up_s
@@ -124,22 +125,31 @@ def test_the_golden_rows_are_tried_until_they_are_right(model):
 
 def test_a_straggler_is_asked_of_this_process_and_given_up_at_triton(model):
     async def scenario():
-        never = asyncio.Event()
         async with faulty_triton(model) as (triton, url), fallback(url, model, hedge_share=1.0) as (runtime, reasons):
             for number in range(40):
                 await ask(runtime, model, float(number))
-            triton.delay = lambda _number: never.wait()
+            n_given_up, begun, never = triton.n_given_up, asyncio.Event(), asyncio.Event()
+            second = runtime._second.infer
+
+            async def hang(_number):
+                begun.set()
+                await never.wait()
+
+            async def after_triton_has_read_it(*arguments, **settings):
+                await begun.wait()
+                return await second(*arguments, **settings)
+
+            triton.delay, runtime._second.infer = hang, after_triton_has_read_it
             await ask(runtime, model, 41.0, timeout_s=600)
             assert set(reasons) == {"hedged"}
-            n_asked = triton.n_asked
-            while not triton.n_given_up:  # one may be cut off before the server has read it
-                await ask(runtime, model, 42.0, timeout_s=600)
-            assert triton.n_asked < n_asked + 10
+            await until(lambda: triton.n_given_up > n_given_up)
 
     asyncio.run(scenario())
 
 
-def test_a_server_that_is_slow_as_a_whole_is_hedged_for_a_share_of_the_batches_alone(model):
+def test_a_server_that_is_slow_as_a_whole_is_hedged_for_a_share_of_the_batches_alone(model, monkeypatch):
+    monkeypatch.setattr(breaker, "_SILENT_S", 600)  # a busy machine is no reason to leave Triton alone here
+
     async def scenario():
         async def slow(number):
             await asyncio.sleep(0.001 if number % 10 else 0.05)
@@ -157,7 +167,7 @@ def test_a_server_that_is_slow_as_a_whole_is_hedged_for_a_share_of_the_batches_a
 def test_every_caller_gets_its_own_answer_whoever_wins(model, monkeypatch):
     """Half of the batches are hedged: answers come from both sides, in any order, and losers are cut off midway."""
     monkeypatch.setattr(hedging, "_LATE", 0.5)
-    monkeypatch.setattr(breaker, "_SILENT_S", 60)  # a busy machine is no reason to leave Triton alone here
+    monkeypatch.setattr(breaker, "_SILENT_S", 600)  # a busy machine is no reason to leave Triton alone here
 
     async def scenario():
         async with faulty_triton(model) as (triton, url), fallback(url, model, hedge_share=1.0) as (runtime, reasons):
@@ -173,7 +183,7 @@ def test_every_caller_gets_its_own_answer_whoever_wins(model, monkeypatch):
             triton.delay = uneven
             await asyncio.gather(*(caller(seed) for seed in range(16)))
             assert reasons["hedged"] > 100
-            assert triton.n_given_up > 0
+            await until(lambda: triton.n_given_up > 0)
 
     asyncio.run(scenario())
 
@@ -190,17 +200,19 @@ def test_a_caller_who_goes_away_is_given_up_on_both_sides(model):
             with suppress(asyncio.CancelledError):
                 await task
             await until(lambda: triton.n_given_up == 1)
-            assert [one for one in asyncio.all_tasks() if "infer" in repr(one.get_coro())] == []
+            await until(lambda: [one for one in asyncio.all_tasks() if "infer" in repr(one.get_coro())] == [])
 
     asyncio.run(scenario())
 
 
-def test_a_late_answer_still_counts_where_this_process_cannot_answer(model):
+def test_a_late_answer_still_counts_where_this_process_cannot_answer(model, monkeypatch):
+    monkeypatch.setattr(fallback_runtime, "_SHARE", 0.005)
+
     async def scenario():
         async with faulty_triton(model) as (triton, url), fallback(url, model) as (runtime, reasons):
             await runtime._second.close()
-            triton.delay = lambda _number: asyncio.sleep(0.3)
-            await ask(runtime, model, 7.0, timeout_s=0.5)
+            triton.delay = lambda _number: until(lambda: reasons)
+            await ask(runtime, model, 7.0)
             assert reasons == {"late": 1}
             triton.delay = lambda _number: asyncio.sleep(60)
             with pytest.raises(UnavailableError):
@@ -226,7 +238,7 @@ def test_a_gateway_that_stops_does_not_wait_for_a_trial_that_hangs(model, monkey
 async def keep_asking(runtime, model, stopping, seed):
     n_asked = 0
     while not stopping.is_set():
-        await ask(runtime, model, float(seed * 1_000 + n_asked % 1_000), timeout_s=2.0)
+        await ask(runtime, model, float(seed * 1_000 + n_asked % 1_000), timeout_s=8.0)
         n_asked += 1
         await asyncio.sleep(0)
     return n_asked
@@ -250,14 +262,14 @@ def test_no_batch_fails_while_a_real_server_is_killed_and_started_again(model, t
                 await until(lambda: server.status(tmp_path) is None)
                 await asyncio.to_thread(server.up, tmp_path, repository)
                 await until(lambda: not runtime.is_degraded)
-            n_before = reasons.total()
             stopping.set()
             n_asked = await asyncio.gather(*callers)
             assert min(n_asked) > 3
             assert reasons["failed"] >= 3
             assert reasons["open"] > 0
+            before = Counter(reasons)
             await ask(runtime, model, 5.0)
-            assert reasons.total() == n_before
+            assert set(reasons - before) <= {"hedged"}  # any batch may be one of the five of 100 that are later
 
     try:
         asyncio.run(scenario())
