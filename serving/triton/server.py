@@ -176,9 +176,11 @@ def _end(running: Running) -> None:
             if time.monotonic() > give_up_at:
                 os.kill(running.pid, signal.SIGKILL)
             time.sleep(0.05)
-    for pid in _instances(running):
-        with suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGKILL)
+    while instances := list(_instances(running)):
+        for pid in instances:
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        time.sleep(0.01)
 
 
 def _instances(running: Running) -> Iterator[int]:

@@ -29,7 +29,7 @@ def test_as_many_calls_run_at_once_as_there_are_threads():
 
     async def run():
         workers = Workers(3, "test")
-        places = await asyncio.gather(*(workers.run(meeting.wait, 10) for _ in range(3)))
+        places = await asyncio.gather(*(workers.run(meeting.wait, 60) for _ in range(3)))
         await workers.close()
         return places
 
@@ -55,7 +55,7 @@ def test_what_nobody_waits_for_any_more_is_not_begun():
 
     async def run():
         workers = Workers(1, "test")
-        first = workers.run(gate.wait, 10)
+        first = workers.run(gate.wait, 60)
         given_up, kept = workers.run(begun.append, "given up"), workers.run(begun.append, "kept")
         given_up.cancel()
         gate.set()
@@ -71,12 +71,12 @@ def test_closing_ends_what_runs_and_cancels_the_rest():
 
     def wait(_):
         entered.set()
-        return gate.wait(10)
+        return gate.wait(60)
 
     async def run():
         workers = Workers(1, "test")
         running, waiting = workers.run(wait, None), workers.run(wait, None)
-        await asyncio.to_thread(entered.wait, 10)
+        await asyncio.to_thread(entered.wait, 60)
         closing = asyncio.create_task(workers.close())
         await asyncio.sleep(0)
         gate.set()
@@ -90,13 +90,17 @@ def test_closing_ends_what_runs_and_cancels_the_rest():
 
 
 def test_a_loop_that_has_ended_meanwhile_hurts_no_thread():
-    gate = threading.Event()
+    gate, entered = threading.Event(), threading.Event()
     workers = []
+
+    def wait(_):
+        entered.set()
+        gate.wait(60)
 
     async def run():
         workers.append(Workers(1, "test"))
-        workers[0].run(gate.wait, 10)
-        await asyncio.sleep(0.01)
+        workers[0].run(wait, None)
+        await asyncio.to_thread(entered.wait, 60)
 
     asyncio.run(run())
     gate.set()

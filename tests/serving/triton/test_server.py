@@ -48,7 +48,7 @@ def processes() -> Iterator[tuple[int, str]]:
             yield int(fields[3]), command.decode(errors="replace")
 
 
-def wait_until(is_so, timeout_s: float = 15.0) -> None:
+def wait_until(is_so, timeout_s: float = 60.0) -> None:
     give_up_at = time.monotonic() + timeout_s
     while not is_so():
         assert time.monotonic() < give_up_at
@@ -61,6 +61,11 @@ def free_ports() -> list[int]:
     for one in sockets:
         one.close()
     return ports
+
+
+def has_said(directory: Path, words: str) -> bool:
+    log = directory / "server.log"
+    return log.exists() and words in log.read_text()
 
 
 @pytest.fixture
@@ -106,7 +111,7 @@ def test_several_that_start_a_server_at_once_get_the_same_one(tmp_path):
             subprocess.Popen([sys.executable, "-c", UP, str(tmp_path)], cwd=ROOT, stdout=subprocess.PIPE, text=True)
             for _ in range(3)
         ]
-        pids = {int(one.communicate(timeout=30)[0]) for one in starting}
+        pids = {int(one.communicate(timeout=120)[0]) for one in starting}
         assert len(pids) == 1
         running = server.status(tmp_path)
         assert running is not None
@@ -190,6 +195,13 @@ def test_a_server_that_dies_is_told_with_the_end_of_its_log(tmp_path, false_serv
 def test_a_server_that_never_gets_ready_is_ended(tmp_path, false_server, monkeypatch):
     false_server(SILENT)
     monkeypatch.setattr(server, "_READY_TIMEOUT_S", 0.5)
+    is_ready = server.is_ready
+
+    def once_it_has_spoken(http: str) -> bool:
+        wait_until(lambda: has_said(tmp_path, "a sensor is missing"))
+        return is_ready(http)
+
+    monkeypatch.setattr(server, "is_ready", once_it_has_spoken)
     with pytest.raises(UnavailableError, match=r"must be ready within 0 s, it was not; .* a sensor is missing"):
         server.up(tmp_path, tmp_path / "repository")
     assert not any(str(tmp_path) in command for _, command in processes())
@@ -212,11 +224,12 @@ def test_a_server_whose_start_is_interrupted_is_ended(tmp_path, false_server, mo
 
 
 def test_a_server_that_does_not_listen_to_reason_is_killed(tmp_path, false_server, monkeypatch):
-    false_server("import signal, time\nsignal.signal(signal.SIGTERM, signal.SIG_IGN)\ntime.sleep(60)")
+    deaf = "signal.signal(signal.SIGTERM, signal.SIG_IGN)\nprint('deaf', flush=True)"
+    false_server(f"import signal, time\n{deaf}\ntime.sleep(600)")
     monkeypatch.setattr(server, "_STOP_TIMEOUT_S", 0.3)
     monkeypatch.setattr(server, "is_ready", lambda _http: True)
     running = server.up(tmp_path, tmp_path / "repository")
-    time.sleep(0.3)
+    wait_until(lambda: has_said(tmp_path, "deaf"))
     assert server.down(tmp_path)
     assert session(running.pid) == []
 
