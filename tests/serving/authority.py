@@ -76,7 +76,9 @@ def terminating(url: str, tls: ssl.SSLContext) -> Iterator[str]:
     async def end() -> None:
         server.close()
         mine = [task for task in asyncio.all_tasks() if task is not asyncio.current_task()]
-        await asyncio.wait(mine, timeout=5) if mine else None
+        await asyncio.wait(mine, timeout=60) if mine else None
+        for _ in range(50):  # turns: transports close later than those who wrote to them
+            await asyncio.sleep(0)
 
     loop = asyncio.new_event_loop()
     thread = threading.Thread(target=loop.run_forever)

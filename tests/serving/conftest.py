@@ -17,7 +17,7 @@ def url(tmp_path_factory) -> Iterator[str]:
     directory, bundles = tmp_path_factory.mktemp("deployment"), tmp_path_factory.mktemp("bundles")
     publish(directory, "shop-query", {"champion": Published("3", tiny_bundle(bundles, "intent"))})
     publish(directory, "shop-ltr", {"champion": Published("2", tiny_bundle(bundles, "ranking"))})
-    with gateway(directory) as opened:
+    with gateway(directory, {"deadline_ms": 30_000}) as opened:
         yield str(opened.base_url).rstrip("/")
 
 

@@ -30,6 +30,7 @@ from tests.serving.gateway.conftest import gateway
 from tests.tree_bundle import grow, tree_bundle
 
 ROOT = Path(__file__).parents[2]
+PATIENT_MS = 30_000
 ANSWER = {"query": "a", "intent": None, "entities": [], "models": {}}
 OVERLOADED = {"error": {"code": "overloaded", "message": "as many do", "field": None}}
 UNREADY = {"error": {"code": "unavailable", "message": "still starting", "field": None}}
@@ -101,13 +102,18 @@ def scripted(*script, tls: ssl.SSLContext | None = None) -> Iterator[Scripted]:
         server.close()
 
 
+def patient(url: str, **settings) -> Client:
+    """A client whose calls end by what is tested, not by a busy machine."""
+    return Client(url, deadline_ms=PATIENT_MS, **settings)
+
+
 def deadline_ms(request: bytes) -> float:
     lines = request.lower().split(b"\r\n")
     return float(next(line for line in lines if line.startswith(b"x-deadline-ms")).split(b":")[1])
 
 
 def test_answers_of_a_gateway_are_typed(url):
-    with Client(url, deadline_ms=5_000) as client:
+    with patient(url) as client:
         understood = client.understand("where is my order")
         assert isinstance(understood, Understanding)
         assert understood.intent.label == "order_status"
@@ -127,7 +133,10 @@ def test_answers_of_a_gateway_are_typed(url):
 def test_what_each_feature_added_comes_through_the_client_too(tmp_path):
     directory = tmp_path / "deployment"
     publish(directory, "trees", {"champion": Published("1", tree_bundle(tmp_path / "bundles", grow()))})
-    with gateway(directory) as opened, Client(str(opened.base_url).rstrip("/"), deadline_ms=5_000) as client:
+    with (
+        gateway(directory, {"deadline_ms": PATIENT_MS}) as opened,
+        patient(str(opened.base_url).rstrip("/")) as client,
+    ):
         request = wire.RankRequest([wire.Candidate("a"), wire.Candidate("b")], explain=True)
         ranking = client.rank(request)
         told = to_json(ranking)
@@ -140,7 +149,7 @@ def test_what_each_feature_added_comes_through_the_client_too(tmp_path):
 
 def test_the_awaiting_client_answers_as_the_waiting_one(url):
     async def ask():
-        async with AsyncClient(url, deadline_ms=5_000) as client:
+        async with AsyncClient(url, deadline_ms=PATIENT_MS) as client:
             return await asyncio.gather(
                 client.understand("where is my order"),
                 client.understand_several(["red nike shoes"]),
@@ -150,7 +159,7 @@ def test_the_awaiting_client_answers_as_the_waiting_one(url):
             )
 
     understood, several, ranking, models, is_ready = asyncio.run(ask())
-    with Client(url, deadline_ms=5_000) as client:
+    with patient(url) as client:
         assert understood == client.understand("where is my order")
         assert several == client.understand_several(["red nike shoes"])
         assert ranking.ranking == client.rank(wire.RankRequest(COLUMNS)).ranking
@@ -158,17 +167,17 @@ def test_the_awaiting_client_answers_as_the_waiting_one(url):
 
 
 def test_a_gateway_s_refusal_is_raised_as_itself_and_not_tried_again(url):
-    with Client(url, deadline_ms=5_000) as client, pytest.raises(InputError, match="weight") as raised:
+    with patient(url) as client, pytest.raises(InputError, match="weight") as raised:
         client.rank(wire.RankRequest([wire.Candidate("a", features={"weight": 1.0})]))
     assert raised.value.field == "candidates[0].features.weight"
     told = {"error": {"code": "not_found", "message": "no such path", "field": None}}
-    with scripted((404, {}, told)) as server, Client(server.url) as client, pytest.raises(NotFoundError):
+    with scripted((404, {}, told)) as server, patient(server.url) as client, pytest.raises(NotFoundError):
         client.understand("a")
     assert len(server.requests) == 1
 
 
 def test_one_connection_serves_call_after_call():
-    with scripted(*[(200, {}, ANSWER)] * 5) as server, Client(server.url) as client:
+    with scripted(*[(200, {}, ANSWER)] * 5) as server, patient(server.url) as client:
         for _ in range(5):
             client.understand("a")
         assert server.n_connections == 1
@@ -176,7 +185,7 @@ def test_one_connection_serves_call_after_call():
 
 def test_a_refusal_with_retry_after_is_tried_again_no_sooner():
     script = [(429, {"Retry-After": "1"}, OVERLOADED), (200, {}, ANSWER)]
-    with scripted(*script) as server, Client(server.url, deadline_ms=3_000) as client:
+    with scripted(*script) as server, patient(server.url) as client:
         assert client.understand("a").query == "a"
         (first, _), (second, _) = server.requests
         assert second - first >= 1.0
@@ -184,7 +193,7 @@ def test_a_refusal_with_retry_after_is_tried_again_no_sooner():
 
 def test_every_try_tells_the_gateway_what_is_left_of_the_deadline():
     script = [(503, {"Retry-After": "1"}, UNREADY), (200, {}, ANSWER)]
-    with scripted(*script) as server, Client(server.url) as client:
+    with scripted(*script) as server, patient(server.url) as client:
         client.understand("a", deadline_ms=30_000)
         first, second = (deadline_ms(request) for _, request in server.requests)
         assert 20_000 < first <= 30_000
@@ -192,21 +201,22 @@ def test_every_try_tells_the_gateway_what_is_left_of_the_deadline():
 
 
 def test_no_retry_begins_that_could_not_end_before_the_deadline():
-    with scripted((429, {"Retry-After": "9"}, OVERLOADED)) as server, Client(server.url, deadline_ms=8_000) as client:
+    script = (429, {"Retry-After": "60"}, OVERLOADED)
+    with scripted(script) as server, patient(server.url) as client:
         begin = time.monotonic()
         with pytest.raises(OverloadedError) as raised:
             client.understand("a")
-        assert time.monotonic() - begin < 8
-        assert raised.value.retry_after_s == 9
+        assert time.monotonic() - begin < 30
+        assert raised.value.retry_after_s == 60
         assert len(server.requests) == 1
 
 
 def test_a_dropped_connection_is_tried_again():
-    with scripted("drop", (200, {}, ANSWER)) as server, Client(server.url) as client:
+    with scripted("drop", (200, {}, ANSWER)) as server, patient(server.url) as client:
         assert client.understand("a").query == "a"
 
     async def ask(address: str) -> Understanding:
-        async with AsyncClient(address) as client:
+        async with AsyncClient(address, deadline_ms=PATIENT_MS) as client:
             return await client.understand("a")
 
     with scripted("drop", (200, {}, ANSWER)) as server:
@@ -214,14 +224,14 @@ def test_a_dropped_connection_is_tried_again():
 
 
 def test_retries_end_after_their_number():
-    with scripted(*["drop"] * 3) as server, Client(server.url) as client, pytest.raises(UnavailableError):
+    with scripted(*["drop"] * 3) as server, patient(server.url) as client, pytest.raises(UnavailableError):
         client.understand("a")
     assert len(server.requests) == 3
 
 
 def test_retries_of_all_calls_stay_within_their_budget():
     retries = Retries(share=0.1, reserve=3, first_wait_ms=0.1)
-    with scripted(*["drop"] * 100) as server, Client(server.url, retries=retries) as client:
+    with scripted(*["drop"] * 100) as server, patient(server.url, retries=retries) as client:
         for _ in range(20):
             with pytest.raises(UnavailableError):
                 client.understand("a")
@@ -233,13 +243,15 @@ def test_retries_of_all_calls_stay_within_their_budget():
 def test_a_silent_gateway_costs_no_more_than_the_deadline(is_async):
     async def ask(address: str) -> None:
         async with AsyncClient(address) as client:
-            await client.understand("a", deadline_ms=200)
+            await client.understand("a", deadline_ms=1_000)
 
-    with scripted("hang") as server, Client(server.url) as client:
+    with scripted("hang") as server, patient(server.url) as client:
         begin = time.monotonic()
         with pytest.raises(DeadlineError):
-            asyncio.run(ask(server.url)) if is_async else client.understand("a", deadline_ms=200)
-        assert 0.19 < time.monotonic() - begin < 10
+            asyncio.run(ask(server.url)) if is_async else client.understand("a", deadline_ms=1_000)
+        assert 0.99 < time.monotonic() - begin < 20
+        while not server.requests and time.monotonic() - begin < 60:  # the server's thread has it soon
+            time.sleep(0.01)
         assert len(server.requests) == 1
 
 
@@ -256,7 +268,7 @@ def test_both_clients_have_every_call_with_its_own_signature_and_description():
 def test_a_table_is_ranked_as_its_candidates_by_column_to_the_last_bit(url):
     table = pa.table({"id": ["a", "b"], "popularity": [1.1, 2.3], "price": pa.array([None, 20], pa.float64())})
     columns = wire.Columns(ids=["a", "b"], features={"popularity": [1.1, 2.3], "price": [None, 20.0]})
-    with Client(url, deadline_ms=5_000) as client:
+    with patient(url) as client:
         expected = client.rank(wire.RankRequest(columns, wire.Query("red"), top_k=1, explain="values"))
         options = wire.RankOptions(wire.Query("red"), top_k=1, explain="values")
         found = client.rank_table(table, options)
@@ -271,7 +283,7 @@ def test_scores_come_as_tensors_for_a_matrix_or_columns_by_name(url, version):
     features_DF = np.array([[10, 0.5], [np.nan, 2], [30, np.nan]], np.float32)
     # popularity - price / 100, missing counts 0
     expected = [0.4, 2.0, -0.3]
-    with Client(url, deadline_ms=5_000) as client:
+    with patient(url) as client:
         matrix = client.score("shop-ltr", features_DF, version=version)
         named = client.score("shop-ltr", {"popularity": features_DF[:, 1], "price": features_DF[:, 0]}, version=version)
     assert matrix.dtype == np.float32
@@ -279,14 +291,14 @@ def test_scores_come_as_tensors_for_a_matrix_or_columns_by_name(url, version):
     assert named.tolist() == matrix.tolist()
 
     async def ask():
-        async with AsyncClient(url, deadline_ms=5_000) as client:
+        async with AsyncClient(url, deadline_ms=PATIENT_MS) as client:
             return await client.score("shop-ltr", features_DF)
 
     assert asyncio.run(ask()).tolist() == matrix.tolist()
 
 
 def test_refusals_of_the_tensors_protocol_are_the_errors_they_stand_for(url):
-    with Client(url, deadline_ms=5_000) as client:
+    with patient(url) as client:
         with pytest.raises(NotFoundError, match="got nobody"):
             client.score("nobody", np.zeros((1, 2), np.float32))
         with pytest.raises(RankyardError) as raised:
@@ -298,7 +310,7 @@ def test_refusals_of_the_tensors_protocol_are_the_errors_they_stand_for(url):
 def test_scores_that_are_none_are_told_by_the_gateway_s_address():
     with (
         scripted((200, {}, {"outputs": []})) as server,
-        Client(server.url) as client,
+        patient(server.url) as client,
         pytest.raises(RankyardError, match="inference-header-content-length"),
     ):
         client.score("m", np.zeros((1, 2), np.float32))
@@ -309,15 +321,15 @@ def test_an_https_gateway_is_trusted_by_its_authority_s_file_alone(authority):
 
     async def ask(address: str) -> Understanding:
         async with AsyncClient(address, ca_file=ca_file) as client:
-            return await client.understand("a", deadline_ms=5_000)
+            return await client.understand("a", deadline_ms=PATIENT_MS)
 
     with scripted(*[(200, {}, ANSWER)] * 2, tls=tls) as server:
         with Client(server.url, ca_file=ca_file) as client:
-            assert client.understand("a", deadline_ms=5_000).query == "a"
+            assert client.understand("a", deadline_ms=PATIENT_MS).query == "a"
         assert asyncio.run(ask(server.url)).query == "a"
         n_connections = server.n_connections
-        with Client(server.url) as client, pytest.raises(InputError, match="name who signed it with ca_file"):
-            client.understand("a", deadline_ms=5_000)
+        with patient(server.url) as client, pytest.raises(InputError, match="name who signed it with ca_file"):
+            client.understand("a", deadline_ms=PATIENT_MS)
         assert server.n_connections == n_connections + 1
         assert len(server.requests) == 2
 
@@ -347,20 +359,20 @@ def test_every_refusal_of_a_gateway_is_the_same_error_here():
     assert len(kinds) > 5
     for kind in kinds:
         told = {"error": {"code": kind.code, "message": "so", "field": "there"}}
-        with scripted((kind.http_status, {}, told)) as server, Client(server.url) as client:
+        with scripted((kind.http_status, {}, told)) as server, patient(server.url) as client:
             with pytest.raises(RankyardError) as raised:
                 client.understand("a")
             assert (type(raised.value), raised.value.message, raised.value.field) == (kind, "so", "there")
 
 
 def test_what_is_no_gateway_is_told_by_its_address():
-    with scripted((502, {}, b"<html>bad gateway</html>")) as server, Client(server.url) as client:
+    with scripted((502, {}, b"<html>bad gateway</html>")) as server, patient(server.url) as client:
         with pytest.raises(RankyardError, match="status 502 with '<html>bad gateway") as raised:
             client.understand("a")
         assert server.url in raised.value.message
     with (
         scripted((200, {}, {"hello": 1})) as server,
-        Client(server.url) as client,
+        patient(server.url) as client,
         pytest.raises(RankyardError, match="another shape"),
     ):
         client.understand("a")

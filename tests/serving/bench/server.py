@@ -54,14 +54,14 @@ class Server:
 
     async def _end(self) -> None:
         self._server.close()
-        await asyncio.sleep(0.05)  # what was accepted last becomes a task of its own first
-        mine = [task for task in asyncio.all_tasks() if task is not asyncio.current_task()]
-        for task in mine:
-            task.cancel()
-        await asyncio.gather(*mine, return_exceptions=True)
-        for writer in self._writers:
-            writer.transport.abort()
-        await asyncio.sleep(0.01)  # transports close in a later turn of the loop
+        for _ in range(50):  # turns: what was accepted last becomes a task of its own first, and transports close later
+            mine = [task for task in asyncio.all_tasks() if task is not asyncio.current_task()]
+            for task in mine:
+                task.cancel()
+            await asyncio.gather(*mine, return_exceptions=True)
+            for writer in self._writers:
+                writer.transport.abort()
+            await asyncio.sleep(0)
 
     def close(self) -> None:
         asyncio.run_coroutine_threadsafe(self._end(), self._loop).result()

@@ -27,11 +27,11 @@ def bench(url, capfd):
         [],
         ["--concurrency", 2, "--zipf", 1.0, "--distinct", 50],
         ["--scenario", "rank", "--form", "rows", "--list-sizes", "3,20", "--top-k", 2],
-        ["--scenario", "rank", "--texts", "--deadline-ms", 900],
+        ["--scenario", "rank", "--texts", "--deadline-ms", 25_000],
         ["--scenario", "rank", "--form", "arrow", "--list-sizes", "3,20", "--top-k", 2, "--texts"],
         ["--scenario", "rank", "--form", "binary", "--list-sizes", "3,20"],
-        ["--scenario", "mixed", "--form", "binary", "--deadline-ms", 900],
-        ["--scenario", "mixed", "--rate", 100, "--arrivals", "constant", "--connections", 20],
+        ["--scenario", "mixed", "--form", "binary", "--deadline-ms", 25_000],
+        ["--scenario", "mixed", "--rate", 100, "--arrivals", "constant", "--connections", 100],
     ],
     ids=lambda part: " ".join(map(str, part)),
 )
@@ -68,12 +68,16 @@ def test_a_sweep_finds_goodput_draws_it_and_compares_it_with_an_earlier_one(benc
     arguments = ["--compare", tmp_path / "before.json", "--picture", tmp_path / "both.png", "--json"]
     status, out, _ = bench(*rates, "--out", tmp_path / "after.json", *arguments)
     assert status == 0
-    status, out, _ = bench(*rates, "--compare", tmp_path / "before.json")
+    status, out, _ = bench(*rates, "--out", tmp_path / "last.json", "--compare", tmp_path / "before.json")
     comparison = out.partition("\n\n")[2].splitlines()
     assert "shop-query/3, shop-ltr/2" in comparison[0]
     assert "goodput/s with a p99 of at most 50 ms" in comparison[2]
     ratio = next(line for line in out.splitlines() if "100/s: answered/s" in line).split()[-1]
-    assert 0.3 < float(ratio) < 0.7
+    then, now = (
+        json.loads((tmp_path / name).read_text())["points"][1]["throughput_per_s"]
+        for name in ("before.json", "last.json")
+    )
+    assert float(ratio) == pytest.approx(now / then, abs=0.006)
 
 
 @pytest.mark.parametrize(
