@@ -38,15 +38,15 @@ def mlflow_server(home: Path, empty_database: Path) -> Iterator[str]:
             yield f"http://127.0.0.1:{port}"
         finally:
             process.terminate()
-            process.wait(30)
+            process.wait(60)
 
 
 def _wait(url: str, process: subprocess.Popen[bytes]) -> None:
-    give_up_at = time.monotonic() + 90
+    give_up_at = time.monotonic() + 180
     while time.monotonic() < give_up_at:
         assert process.poll() is None, "the tracking server ended before it answered"
         try:
-            with urllib.request.urlopen(url, timeout=5):
+            with urllib.request.urlopen(url, timeout=30):
                 return
         except OSError:
             time.sleep(0.2)
