@@ -34,11 +34,11 @@ def run(n_workers: int, work: Callable[..., None], arguments: tuple[Any, ...], s
             process = context.Process(
                 target=_main, args=(number, cores, there, work, arguments), name=f"worker {number}"
             )
+            ours.append(here)
+            processes.append(process)  # before it is started, lest a Ctrl-C between the two leaves it behind
             with _threads(len(cores)):
                 process.start()
             there.close()
-            ours.append(here)
-            processes.append(process)
         errors = [_outcome(process, pipe) for process, pipe in zip(processes, ours, strict=True)]
     except BaseException:
         _stop(processes)
@@ -65,10 +65,11 @@ def _outcome(process: BaseProcess, pipe: Connection) -> BaseException | None:
 
 
 def _stop(processes: list[BaseProcess]) -> None:
-    for process in processes:
+    started = [process for process in processes if process.pid is not None]
+    for process in started:
         if process.pid is not None and process.is_alive():
             os.kill(process.pid, signal.SIGINT)
-    for process in processes:
+    for process in started:
         process.join(_PATIENCE_S)
         if process.is_alive():
             process.kill()

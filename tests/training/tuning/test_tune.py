@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -18,6 +19,8 @@ from models.config import read
 from tests.training.tuning.rows import lists
 from training import ranking
 from training.config import parse
+from training.tuning import trials
+from training.tuning import tune as tuning
 from training.tuning.trial import Bench
 
 ROOT = Path(__file__).parents[3]
@@ -153,6 +156,8 @@ def test_the_same_command_goes_on_and_trains_again_only_what_is_better(tune: Run
 _KILLED = """
 import sys, time
 import rankyard
+from training.tuning import trials
+from training.tuning import tune as tuning
 from training.tuning.trial import Bench
 honest = Bench.run
 def run(*given, **more):
@@ -210,7 +215,24 @@ def test_ctrl_c_gives_the_trial_back_and_says_how_to_go_on(
     assert [run.info.status for run in children(here, answer["study_run_id"])] == ["KILLED", "FINISHED", "FINISHED"]
 
 
-def test_workers_share_a_study(tune: Run, here: Path) -> None:
+def meet(number: int, order: trials.Order, root: Path, *rest: Any) -> None:
+    """Be a worker that carries out its first trial when the other one has a first trial too."""
+    honest = trials.Part._try
+
+    def wait_for_both(part: trials.Part, claim: Any) -> None:
+        (root / f"worker {number} has a trial").touch()
+        give_up_at = time.monotonic() + 300
+        while len(list(root.glob("worker * has a trial"))) < 2:
+            assert time.monotonic() < give_up_at
+            time.sleep(0.05)
+        honest(part, claim)
+
+    trials.Part._try = wait_for_both  # type: ignore[method-assign]
+    tuning._worker(number, order, root, *rest)
+
+
+def test_workers_share_a_study(tune: Run, here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tuning, "_worker", meet)
     status, answer, said = tune("shared", 4, "--workers", "2")
     assert status == 0, said
     assert answer["trials"]["complete"] == 4
@@ -250,11 +272,21 @@ def test_trials_that_lead_nowhere_are_stopped_early(tune: Run, here: Path) -> No
 
 
 def test_time_ends_a_study_between_trials(tune: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    honest = ranking.fit
-    monkeypatch.setattr(ranking, "fit", lambda *given: time.sleep(0.5) or honest(*given))
+    """On a clock that only trainings move: half a second each, so that the sixth is the last to begin in time."""
+    honest, now_s = ranking.fit, 0.0
+
+    def fit(*given: Any) -> Any:
+        nonlocal now_s
+        now_s += 0.5
+        return honest(*given)
+
+    clock = SimpleNamespace(monotonic=lambda: now_s, perf_counter=time.perf_counter, sleep=time.sleep)
+    for module in (tuning, trials):
+        monkeypatch.setattr(module, "time", clock)
+    monkeypatch.setattr(ranking, "fit", fit)
     status, answer, _ = tune("timed", 1000, "--timeout", "3")
     assert status == 0
-    assert 1 <= answer["trials"]["complete"] < 10
+    assert answer["trials"]["complete"] == 6
 
 
 @pytest.mark.parametrize("option", [("--trials", "0"), ("--timeout", "-1"), ("--workers", "1.5")])

@@ -30,9 +30,9 @@ def refuse(number: int, directory: Path) -> None:
 
 
 def wait(number: int, directory: Path) -> None:
-    write(number, directory)
     try:
-        time.sleep(60)
+        write(number, directory)
+        time.sleep(600)
     finally:
         (directory / f"{number} stopped").touch()
 
