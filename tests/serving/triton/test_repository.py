@@ -24,6 +24,7 @@ from serving.triton.repository import CONFIG, MODEL, deploy, install, prove, wri
 from serving.triton.settings import TritonSettings
 from tests.bundles import tiny_bundle
 from tests.serving.gateway.bundles import joint_bundle
+from tests.serving.triton.test_server import wait_until
 
 ONE = TritonSettings(n_instances=1)
 
@@ -264,12 +265,14 @@ def test_a_name_changes_its_inputs_while_the_server_serves(triton_server, tmp_pa
     asking = threading.Thread(target=ask_on)
     asking.start()
     try:
+        wait_until(lambda: n_answers or failures)
         install(server, triton_server.repository, "r-update", "2", joint, ONE)
+        n_before = n_answers
+        wait_until(lambda: n_answers > n_before or failures)
     finally:
         is_over.set()
         asking.join()
     assert failures == []
-    assert n_answers > 2
     prove(server, "r-update", "2", joint)
     with pytest.raises(RankyardError, match="r-update"):
         prove(server, "r-update", "1", linear)
