@@ -3,9 +3,14 @@
 from collections.abc import Iterator
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from serving.triton import server
 from tests.triton_server import IS_INSTALLED, TritonServer
+
+# The same examples in every run, however slow the machine; others: pytest --hypothesis-profile=default
+settings.register_profile("repeatable", derandomize=True, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("repeatable")
 
 
 @pytest.fixture(scope="session")
