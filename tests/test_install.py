@@ -76,7 +76,8 @@ def test_a_gateway_installs_and_answers_from_the_serve_extra_alone(wheel: Path, 
             assert time.monotonic() < give_up_at, log.read_text()
             time.sleep(0.05)
         body = json.dumps({"query": "where is my order"}).encode()
-        with urllib.request.urlopen(f"{found[0]}/v1/understand", body, timeout=60) as response:
+        request = urllib.request.Request(f"{found[0]}/v1/understand", body, {"x-deadline-ms": "30000"})
+        with urllib.request.urlopen(request, timeout=60) as response:
             assert json.load(response)["intent"]["label"] == "order_status"
     finally:
         process.send_signal(signal.SIGTERM)

@@ -23,6 +23,8 @@ Call = Callable[[Sequence[str]], dict[str, Any]]
 
 _START_TIMEOUT_S = 60.0
 _STOP_TIMEOUT_S = 30.0
+_DEADLINE_MS = "30000"
+"""The most that a gateway allows by default: the first answers of a cold one may take their time."""
 _EPOCHS = 3
 
 
@@ -109,11 +111,11 @@ class _Story:
 
     def ask(self, url: str, route: str, body: dict[str, Any]) -> dict[str, Any]:
         request = urllib.request.Request(  # noqa: S310 - a loopback address of our own
-            url + route, json.dumps(body).encode(), {"content-type": "application/json"}
+            url + route, json.dumps(body).encode(), {"content-type": "application/json", "x-deadline-ms": _DEADLINE_MS}
         )
         shown = json.dumps(body)
         self.say(f"POST {route} {shown if len(shown) < _WIDE else shown[:_WIDE] + ' …'}")
-        with urllib.request.urlopen(request, timeout=30) as response:  # noqa: S310
+        with urllib.request.urlopen(request, timeout=60) as response:  # noqa: S310
             answer: dict[str, Any] = json.load(response)
         shown = json.dumps(answer)
         self.say(f"  {shown if len(shown) < 3 * _WIDE else shown[: 3 * _WIDE] + ' …'}")
