@@ -17,6 +17,7 @@ from registry.deployment import Published, publish
 from tests.bundles import tiny_bundle
 
 ROOT = Path(__file__).parent.parent
+PATIENTLY = ("--quiet", "--retries", "10", "--timeout", "60")  # with a package index that stumbles
 HEAVY = ("torch", "mlflow", "xgboost", "sklearn", "transformers", "pandas")
 
 
@@ -35,7 +36,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ):
             (source / name).parent.mkdir(parents=True, exist_ok=True)
             (source / name).write_bytes((ROOT / name).read_bytes())
-    pip = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--wheel-dir", str(directory)]
+    pip = [sys.executable, "-m", "pip", "wheel", *PATIENTLY, "--no-deps", "--wheel-dir", str(directory)]
     subprocess.run([*pip, str(source)], check=True)
     return next(directory.glob("*.whl"))
 
@@ -54,7 +55,7 @@ def test_a_gateway_installs_and_answers_from_the_serve_extra_alone(wheel: Path, 
     bin_ = environment(tmp_path / "venv")
     lock = ROOT / "requirements.lock"
     subprocess.run(
-        [bin_ / "python", "-m", "pip", "install", "--quiet", "--constraint", lock, f"{wheel}[serve]"], check=True
+        [bin_ / "python", "-m", "pip", "install", *PATIENTLY, "--constraint", lock, f"{wheel}[serve]"], check=True
     )
     code = f"import importlib.util as u; assert not [m for m in {HEAVY} if u.find_spec(m)]"
     subprocess.run([bin_ / "python", "-c", code], check=True, cwd=tmp_path)

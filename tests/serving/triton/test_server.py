@@ -89,7 +89,7 @@ SILENT = "import sys, time\nprint('E0101 a sensor is missing', flush=True)\ntime
 def test_a_server_is_found_again_and_ends_with_all_that_it_started(tmp_path):
     running = server.up(tmp_path, tmp_path / "repository")
     try:
-        assert server.is_ready(running.http)
+        wait_until(lambda: server.is_ready(running.http))  # which waits for two seconds alone
         assert server.up(tmp_path, tmp_path / "repository") == running
         assert server.status(tmp_path) == running
         with pytest.raises(WorkspaceError, match="one server at a time"):
