@@ -43,7 +43,8 @@ class Terminal:
         if self._bars is not None:
             self._bars.console.print(sentence, highlight=False, markup=False)
         else:
-            print(sentence, file=sys.stderr, flush=True)  # noqa: T201 - this is the terminal
+            # In one write, lest a Ctrl-C comes between a line and its end.
+            print(f"{sentence}\n", end="", file=sys.stderr, flush=True)  # noqa: T201 - this is the terminal
 
 
 _FEW = 50
