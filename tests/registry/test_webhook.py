@@ -1,6 +1,5 @@
 """A real MLflow server tells a real gateway that an alias has moved; the gateway looks for nothing of itself."""
 
-import select
 import threading
 import time
 from pathlib import Path
@@ -13,7 +12,7 @@ from registry.promotion import promote, rollback
 from registry.tracking import Tracking
 from registry.workspace import Workspace
 from tests.registry.conftest import register
-from tests.serving.gateway.conftest import ending_well, gateway, start, url_of
+from tests.serving.gateway.conftest import gateway
 
 SECRET = "between MLflow and the gateway"
 QUERIES = {"queries": ["where is my order", "tell me a joke"]}
@@ -88,13 +87,11 @@ def test_an_alias_that_was_moved_without_a_promotion_is_said_and_the_champion_st
     for quality in (0.9, 0.95):
         register(tracking, name, quality={"share_right": quality})
     promote(tracking, name, "1")
-    process = start(tracking.workspace.deployment, listening(tmp_path, settle_s=0.2))
-    with ending_well(process, 60) as line, httpx.Client(base_url=url_of(line), timeout=60) as client:
+    says = f"MLflow says that {name}@champion is version 2, which nobody has published"
+    with gateway(tracking.workspace.deployment, listening(tmp_path, settle_s=0.2), says=says) as client:
         webhook = tell(server, client)
         tracking.move_alias(name, "champion", "2")
-        assert select.select([process.stderr], [], [], 60)[0], "it has said nothing"
-        said = process.stderr.readline()
-        assert f"MLflow says that {name}@champion is version 2, which nobody has published" in said
+        client.log.wait_for(says)
         wait_for(client, f"{name}/1")
         MlflowClient(server).delete_webhook(webhook)
 
