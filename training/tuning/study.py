@@ -127,7 +127,7 @@ class Study:
         """Stop a trial so that whoever goes on begins it again."""
         with self._translated(), self.alone():
             self._give_back(self._study.get_trials(deepcopy=False)[claim.trial.number])
-        claim.lock.close()
+            claim.lock.close()
 
     def trials(self) -> list[FrozenTrial]:
         """All trials that have ended by themselves or are under way, in order."""
@@ -143,6 +143,11 @@ class Study:
     def complete_trials(self) -> list[FrozenTrial]:
         """Trials with a value of every objective, in order."""
         return [trial for trial in self.trials() if trial.state == TrialState.COMPLETE]
+
+    def is_over(self, n_trials: int) -> bool:
+        """Whether `n_trials` have been begun and none of them is left to end or to be begun again."""
+        with self._translated(), self.alone():
+            return len(self.begun()) >= n_trials and not self._in_state(TrialState.RUNNING)
 
     def n_elsewhere(self) -> int:
         """How many trials are under way, in this process or another."""
@@ -183,7 +188,7 @@ class Study:
 
     @contextmanager
     def alone(self) -> Iterator[None]:
-        """Let no other process begin or give back a trial of this study."""
+        """Let no other process begin, end or give back a trial of this study."""
         with _locked(self.directory / ".ask"):
             yield
 
@@ -194,10 +199,10 @@ class Study:
             yield
 
     def _tell(self, claim: Claim, state: TrialState, values: Sequence[float] | None = None) -> None:
-        with self._translated():
+        with self._translated(), self.alone():
             self._study.tell(claim.trial, values, state)
-        claim.lock.close()
-        self._lock_file(claim.trial.number).unlink(missing_ok=True)
+            claim.lock.close()
+            self._lock_file(claim.trial.number).unlink(missing_ok=True)
 
     def _give_back(self, trial: FrozenTrial) -> None:
         """Put its values in the queue, then end it: killed in between, it is only ended."""

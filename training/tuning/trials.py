@@ -64,10 +64,10 @@ class Part:
             claim = self.study.claim(self.order.n_trials)
             if claim is not None:
                 self._try(claim)
-            elif self.study.n_elsewhere():
-                time.sleep(_POLL_S)  # should its process end, its trial is ours
-            else:
+            elif self.study.is_over(self.order.n_trials):
                 return
+            else:
+                time.sleep(_POLL_S)  # should a process end before its trial, the trial is ours
 
     def _try(self, claim: Claim) -> None:
         """Carry out one trial; that it cannot be carried out is a result, too, unless it is nobody's configuration."""

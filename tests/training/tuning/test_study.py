@@ -1,5 +1,6 @@
 """Optuna's storage as a study uses it: nothing is lost, counted twice or forgotten, whoever is killed."""
 
+import threading
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -7,6 +8,7 @@ from typing import Any
 
 import optuna
 import pytest
+from optuna.trial import TrialState
 
 from models.config import validate
 from models.errors import WorkspaceError
@@ -151,3 +153,34 @@ def test_a_storage_that_is_not_one_is_refused(tmp_path: Path) -> None:
     (tmp_path / "optuna.db").write_text("not a database " * 100)
     with pytest.raises(WorkspaceError, match=r"optuna.db must be an Optuna storage that can be written"):
         study(tmp_path)
+
+
+def test_a_trial_that_ends_while_lost_ones_are_looked_for_is_not_lost(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here, there = study(tmp_path), study(tmp_path)
+    claim = claimed(there)
+    ending = threading.Thread(target=there.complete, args=(claim, [1.0]))
+    honest = here._is_alive
+
+    def is_alive(number: int) -> bool:
+        ending.start()
+        ending.join(0.5)  # as long as it may take, were it let
+        return honest(number)
+
+    monkeypatch.setattr(here, "_is_alive", is_alive)
+    assert here.recover() == []
+    ending.join()
+    assert [trial.state for trial in here.trials()] == [TrialState.COMPLETE]
+
+
+def test_a_study_is_over_when_its_last_trial_is(tmp_path: Path) -> None:
+    here, there = study(tmp_path), study(tmp_path)
+    assert not here.is_over(1)
+    first = claimed(there)
+    assert not here.is_over(1)
+    there.give_back(first)
+    assert not here.is_over(1)
+    here.complete(claimed(here), [1.0])
+    assert here.is_over(1)
+    assert not here.is_over(2)
