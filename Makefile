@@ -36,6 +36,6 @@ setup: .venv/ready ## .venv from requirements.lock, and the command .venv/bin/ra
 lock: ## resolves pyproject.toml anew, in a clean environment, into requirements.lock
 	rm -rf .venv-lock
 	$(PYTHON) -m venv .venv-lock
-	.venv-lock/bin/python -m pip install --disable-pip-version-check --quiet '.[serve,redis,otel,train,spark,triton,dev]'
+	.venv-lock/bin/python -m pip install --disable-pip-version-check --quiet '.[serve,redis,otel,numba,train,spark,triton,dev]'
 	.venv-lock/bin/python -m pip freeze --exclude rankyard | sed -E 's/^(torch==[0-9.]+)\+cpu/\1/' > requirements.lock
 	rm -rf .venv-lock

@@ -28,6 +28,7 @@ from experiments.report import Row, save
 from models.session import OnnxSession
 from models.trees import read_trees
 from serving.runtime.booster import BoosterScorer
+from serving.runtime.compiled import CompiledScorer
 from serving.runtime.scorers import CALIBRATION_S, SIZES, OnnxScorer, SizedScorer, calibrate, proof_rows
 from training.trees import export_trees
 
@@ -108,7 +109,7 @@ def ours(file: Path) -> SizedScorer:
     """What a gateway has after loading these trees."""
     trees = read_trees(file)
     assert trees is not None
-    known = [OnnxScorer(OnnxSession(file)), BoosterScorer(trees)]
+    known = [OnnxScorer(OnnxSession(file)), BoosterScorer(trees), CompiledScorer(trees)]
     return SizedScorer(*calibrate(known, proof_rows(trees, SIZES[-1]), CALIBRATION_S))
 
 

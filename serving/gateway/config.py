@@ -83,7 +83,7 @@ class RuntimeConfig(Config):
     triton_url: str | None = None
     fallback: bool = True
     hedge_share: float = Field(default=0.05, ge=0, le=1)
-    scorers: tuple[Literal["onnx", "xgboost"], ...] | None = None
+    scorers: tuple[Literal["onnx", "xgboost", "numba"], ...] | None = None
     n_alone_threads: Count | None = None
 
     @field_validator("triton_url")

@@ -23,6 +23,7 @@ from models.trees import Trees, read_trees
 from registry import golden
 from registry.bundle import Bundle
 from serving.runtime.booster import BoosterScorer
+from serving.runtime.compiled import CompiledScorer
 
 SIZES = tuple(2**power for power in range(11))
 """Lengths of list at which scorers are timed; a longer list is scored as the longest of them."""
@@ -31,7 +32,7 @@ _N_PROOF = 256
 _N_ROUNDS, _MOST_ROUNDS = 3, 9
 """How often a size is timed; short lists more often, as a busy machine disturbs them more than it costs."""
 
-_OTHERS = (BoosterScorer,)
+_OTHERS = (BoosterScorer, CompiledScorer)
 """Scorers beside ONNX Runtime, which is the measure of all."""
 
 _log = logging.getLogger("rankyard.gateway")

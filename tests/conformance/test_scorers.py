@@ -2,26 +2,30 @@
 
 import logging
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from functools import partial
 
+import numba
 import numpy as np
 import onnx
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from models.errors import ConfigError, ParityError
+from models.errors import ConfigError, ParityError, RankyardError
 from models.session import OnnxSession
 from models.trees import read_trees
 from serving.runtime import booster as booster_module
-from serving.runtime import scorers
+from serving.runtime import compiled, scorers
 from serving.runtime.booster import BoosterScorer
+from serving.runtime.compiled import CompiledScorer
 from serving.runtime.scorers import OnnxScorer, SizedScorer, choose, proof_rows
 from tests.bundles import tiny_bundle
 from tests.tree_bundle import grow, rows, tree_bundle
 from training.trees import export_trees
 
-KINDS = ["onnx", "xgboost"]
+OTHERS = {"xgboost": BoosterScorer, "numba": CompiledScorer}
+KINDS = ["onnx", *OTHERS]
 
 
 def score(scorer, features):
@@ -29,7 +33,7 @@ def score(scorer, features):
 
 
 def open_scorer(kind, file):
-    return OnnxScorer(OnnxSession(file)) if kind == "onnx" else BoosterScorer(read_trees(file))
+    return OnnxScorer(OnnxSession(file)) if kind == "onnx" else OTHERS[kind](read_trees(file))
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -52,6 +56,23 @@ def test_scores_are_xgboosts_own_bits_at_every_length(kind, tmp_path_factory, se
         assert score(scorer, features[:n]).tobytes() == expected.tobytes()
     # A matrix by column, as `candidates` makes it, is the same.
     assert score(scorer, np.asfortranarray(features)).tobytes() == booster.inplace_predict(features).tobytes()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_rows_are_read_as_they_come(kind, tmp_path):
+    """Out of a request's body, which nobody may write to, at any byte of it; and no other number of features."""
+    booster = grow(20)
+    onnx.save_model(export_trees(booster), str(tmp_path / "model.onnx"))
+    scorer = open_scorer(kind, tmp_path / "model.onnx")
+    features = rows(40, 1)
+    for before in (b"", b"{"):
+        body = before + features.tobytes()
+        sent = np.frombuffer(body, np.float32, offset=len(before)).reshape(features.shape)
+        assert not sent.flags.writeable
+        assert score(scorer, sent).tobytes() == booster.inplace_predict(features).tobytes()
+    for wrong in (features[:, 1:], np.concatenate([features, features], axis=1), features[0]):
+        with pytest.raises((RankyardError, IndexError)):
+            score(scorer, wrong)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -146,10 +167,59 @@ def test_a_scorer_that_differs_by_a_bit_is_not_used(tmp_path, monkeypatch, caplo
         choose(bundle, bundle.model_file(), session, ("onnx", "xgboost"))
 
 
-def test_without_xgboost_trees_are_scored_by_onnx_and_to_name_it_is_refused(tmp_path, monkeypatch):
+def test_without_other_libraries_trees_are_scored_by_onnx_and_to_name_one_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(booster_module, "_library", lambda: None)
+    monkeypatch.setattr(CompiledScorer, "is_installed", staticmethod(lambda: False))
     bundle = tree_bundle(tmp_path, grow(2))
     session = OnnxSession(bundle.model_file())
     assert choose(bundle, bundle.model_file(), session, None) is None
-    with pytest.raises(ConfigError, match="pip install 'rankyard\\[xgboost\\]'"):
-        choose(bundle, bundle.model_file(), session, ("onnx", "xgboost"))
+    for name in OTHERS:
+        with pytest.raises(ConfigError, match=f"pip install 'rankyard\\[{name}\\]'"):
+            choose(bundle, bundle.model_file(), session, ("onnx", name))
+
+
+@pytest.mark.parametrize("kind", OTHERS)
+def test_trees_that_a_scorer_cannot_hold_are_scored_by_onnx(kind, tmp_path, monkeypatch, caplog):
+    """A threshold of infinity: what is missing could not be told from what is as large."""
+    monkeypatch.setattr(scorers, "_OTHERS", (OTHERS[kind],))
+    monkeypatch.setattr(scorers, "read_trees", lambda file: endless(read_trees(file)))
+    bundle = tree_bundle(tmp_path, grow(3))
+    with caplog.at_level(logging.WARNING, "rankyard.gateway"):
+        sized = choose(bundle, bundle.model_file(), OnnxSession(bundle.model_file()), None)
+    assert {scorer.name for scorer in sized.scorers} == {"onnx"}
+    assert "must be finite" in caplog.text
+
+
+def endless(trees):
+    thresholds = trees.thresholds.copy()
+    thresholds[np.flatnonzero(~trees.is_leaf)[0]] = np.inf
+    return replace(trees, thresholds=thresholds)
+
+
+def test_a_tree_too_large_to_be_walked_is_refused(tmp_path):
+    """Two bytes say how far on a child is."""
+    booster = grow(1, max_depth=2)
+    onnx.save_model(export_trees(booster), str(tmp_path / "model.onnx"))
+    wide = replace(read_trees(tmp_path / "model.onnx"), n_features=40_000)
+    with pytest.raises(RankyardError, match="at most 65535 nodes each and 32767 features"):
+        CompiledScorer(wide)
+
+
+def test_nowhere_to_keep_machine_code_is_no_reason_not_to_run_it(tmp_path, monkeypatch):
+    monkeypatch.setattr(numba, "njit", without_a_cache(numba.njit))
+    compiled._compiled.cache_clear()
+    booster = grow(5)
+    onnx.save_model(export_trees(booster), str(tmp_path / "model.onnx"))
+    features = rows(40, 1)
+    found = score(CompiledScorer(read_trees(tmp_path / "model.onnx")), features)
+    compiled._compiled.cache_clear()
+    assert found.tobytes() == booster.inplace_predict(features).tobytes()
+
+
+def without_a_cache(njit):
+    def compile_(*arguments, cache=False, **options):
+        if cache:
+            raise RuntimeError("cannot cache function '_walk': no locator available")
+        return njit(*arguments, **options)
+
+    return compile_
