@@ -55,9 +55,10 @@ class Study:
         config = {"models": models or {"intent": str(self.intent)}, **self.config["gateways"][name], **more}
         return gateway(config, self.workspace / "gateways", name)
 
-    def queries(self, url: str, first: int = 0) -> Iterator[bytes]:
-        """Understand requests, none twice; two streams on one gateway begin far apart."""
-        return requests(post(url, "/v1/understand", understand_body(lambda n: self.text(n + first))), numbers(0))
+    def queries(self, url: str, first: int = 0, text: Text | None = None) -> Iterator[bytes]:
+        """Understand requests, none twice; two streams on one gateway begin far apart, or have texts of their own."""
+        texts = text or self.text
+        return requests(post(url, "/v1/understand", understand_body(lambda n: texts(n + first))), numbers(0))
 
     def closed(self, url: str, sent: Iterator[bytes], concurrency: int) -> dict[str, Any]:
         """Measure a closed loop of the study's length."""
