@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from experiments import loops
-from experiments.environment import overlay
+from experiments.environment import fresh, overlay
 from experiments.servers import exchange
 from experiments.serving_limit.ranker import BOOSTER
 from experiments.serving_limit.scorers import OURS
@@ -112,6 +112,7 @@ def scoring(study: Study) -> Part:
     """Trees alone: this project's runtime against other libraries, at every size of list."""
     settings = study.config["scoring"]
     python = overlay(study.environments / "scorers", study.config["scorers"])
+    lleaves = fresh(study.environments / "lleaves", study.config["lleaves"])
     sizes = ",".join(map(str, settings["sizes"]))
     program = [
         str(python),
@@ -120,7 +121,7 @@ def scoring(study: Study) -> Part:
         str(study.ranker),
         str(study.workspace / BOOSTER),
     ]
-    arguments = [str(study.environments), sizes, str(settings["seconds"]), str(study.repetitions)]
+    arguments = [str(study.environments), str(lleaves), sizes, str(settings["seconds"]), str(study.repetitions)]
     done = subprocess.run(
         [*program, *arguments],
         check=True,

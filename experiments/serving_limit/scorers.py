@@ -1,16 +1,17 @@
 """Scoring alone: what a bundle's trees cost in this project's runtime and in other libraries, over sizes of the list.
 
-python -m experiments.serving_limit.scorers BUNDLE BOOSTER CACHE SIZES SECONDS REPETITIONS    prints JSON
+python -m experiments.serving_limit.scorers BUNDLE BOOSTER CACHE LLEAVES SIZES SECONDS REPETITIONS    prints JSON
 
-Runs in an environment that has the other libraries too, all scorers in turns, each on one thread.
+Runs in an environment that has the other libraries too; lleaves is asked in that of the interpreter LLEAVES. Each in
+its turn, on one thread.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -21,21 +22,20 @@ import xgboost
 from numpy.typing import NDArray
 
 from experiments.serving_limit.lightgbm_text import lightgbm_text
+from experiments.serving_limit.lists import Score, made, median_ms
 from models.session import OnnxSession
 from registry.bundle import open_bundle
 from serving.runtime.scorers import choose
 
-Score = Callable[[NDArray[np.float32]], Any]
-
 OURS = "rankyard"
-_MISSING = 0.05
-_CELLS = 4_000_000
+
+Measure = Callable[[int, float], tuple[float, NDArray[np.float64]]]
+"""From the size of the lists and seconds to the median call in milliseconds, and the first list's scores."""
 
 
-def scorers(bundle: Path, booster_file: Path, cache: Path) -> dict[str, Score]:
+def scorers(bundle: Path, booster_file: Path, cache: Path, lleaves: str) -> dict[str, Measure]:
     """Give every way to score a matrix [D, F] float32 with NaN, by its name."""
-    import lleaves  # the others' own environment has these alone
-    import tl2cgen
+    import tl2cgen  # the others' own environment has these alone
     import treelite
 
     opened = open_bundle(bundle)
@@ -57,52 +57,62 @@ def scorers(bundle: Path, booster_file: Path, cache: Path) -> dict[str, Score]:
     predictor = tl2cgen.Predictor(str(compiled), nthread=1)
     text = cache / f"trees-{digest}.txt"
     text.write_text(lightgbm_text(json.loads(booster_file.read_text())))
-    llvm = lleaves.Model(model_file=str(text))
-    llvm.compile(cache=str(cache / f"trees-{digest}.elf"))
-    return {
+    n_features = len(opened.manifest.features or ())
+    here: dict[str, Score] = {
         OURS: lambda features_DF: ours({"features": features_DF})["score"],
         "onnxruntime": lambda features_DF: session.run(None, {"features": features_DF})[0],
         "xgboost": lambda features_DF: booster.inplace_predict(features_DF),
         "treelite": lambda features_DF: treelite.gtil.predict(model, features_DF, nthread=1),
         "tl2cgen": lambda features_DF: predictor.predict(tl2cgen.DMatrix(features_DF)),
-        "lleaves": lambda features_DF: llvm.predict(features_DF, n_jobs=1),
+    }
+    elsewhere = [lleaves, "-m", "experiments.serving_limit.llvm", str(text), str(text.with_suffix(".elf"))]
+    return {
+        **{name: measured_here(score, n_features) for name, score in here.items()},
+        "lleaves": measured_elsewhere([*elsewhere, str(n_features)]),
     }
 
 
-def measured(ways: dict[str, Score], n_features: int, size: int, seconds: float, repetitions: int) -> dict[str, Any]:
+def measured_here(score: Score, n_features: int) -> Measure:
+    """Measure a scorer in this process."""
+
+    def measure(size: int, seconds: float) -> tuple[float, NDArray[np.float64]]:
+        lists = made(size, n_features)
+        return median_ms(score, lists, seconds), np.asarray(score(lists[0]), dtype=np.float64).reshape(-1)
+
+    return measure
+
+
+def measured_elsewhere(command: list[str]) -> Measure:
+    """Measure a scorer in a process that answers lines of `SIZE SECONDS`; it ends with this one."""
+    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
+    def measure(size: int, seconds: float) -> tuple[float, NDArray[np.float64]]:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        print(size, seconds, file=process.stdin, flush=True)
+        answer = json.loads(process.stdout.readline())
+        return answer["ms"], np.array(answer["scores"])
+
+    return measure
+
+
+def measured(ways: dict[str, Measure], size: int, seconds: float, repetitions: int) -> dict[str, Any]:
     """Milliseconds of a call of each way, a median for every repetition, and the largest difference from XGBoost."""
-    generator = np.random.default_rng(size)
-    n_lists = max(2, min(64, _CELLS // (size * n_features)))
-    lists = generator.random((n_lists, size, n_features), dtype=np.float32)
-    lists[generator.random(lists.shape) < _MISSING] = np.nan
-    expected = np.asarray(ways["xgboost"](lists[0])).reshape(-1)
-    found: dict[str, Any] = {name: {"ms": []} for name in ways}
-    for name, score in ways.items():
-        scores = np.asarray(score(lists[0]), dtype=np.float64).reshape(-1)
-        found[name]["difference"] = float(np.abs(scores - expected).max())
+    expected = ways["xgboost"](size, 0)[1]
+    found: dict[str, Any] = {
+        name: {"ms": [], "difference": float(np.abs(way(size, 0)[1] - expected).max())} for name, way in ways.items()
+    }
     for repetition in range(repetitions):
         for name in list(ways)[:: -1 if repetition % 2 else 1]:
-            found[name]["ms"].append(_median_ms(ways[name], lists, seconds))
+            found[name]["ms"].append(ways[name](size, seconds)[0])
     return found
-
-
-def _median_ms(score: Score, lists: NDArray[np.float32], seconds: float) -> float:
-    times_s: list[float] = []
-    end_s = time.perf_counter() + seconds
-    while time.perf_counter() < end_s or len(times_s) < 3:
-        features_DF = lists[len(times_s) % len(lists)]
-        begin_s = time.perf_counter()
-        score(features_DF)
-        times_s.append(time.perf_counter() - begin_s)
-    return float(np.median(times_s)) * 1e3
 
 
 def main() -> None:
     """Measure as the command line says."""
-    bundle, booster, cache, sizes, seconds, repetitions = sys.argv[1:]
-    ways = scorers(Path(bundle), Path(booster), Path(cache))
-    n_features = len(open_bundle(Path(bundle)).manifest.features or ())
-    found = {size: measured(ways, n_features, int(size), float(seconds), int(repetitions)) for size in sizes.split(",")}
+    bundle, booster, cache, lleaves, sizes, seconds, repetitions = sys.argv[1:]
+    ways = scorers(Path(bundle), Path(booster), Path(cache), lleaves)
+    found = {size: measured(ways, int(size), float(seconds), int(repetitions)) for size in sizes.split(",")}
     print(json.dumps(found))
 
 

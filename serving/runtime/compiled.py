@@ -124,9 +124,14 @@ def _walk(
 
 @cache
 def _compiled() -> Callable[..., None]:
-    """The walk as machine code, kept beside this file or in the user's cache where one of them can be written."""
-    import numba  # takes 90 MB: only where there are trees
+    """The walk as machine code, kept beside this file or in the user's cache where one of them can be written.
 
+    RankyardError where numba does not go with the other packages.
+    """
+    try:
+        import numba  # takes 90 MB: only where there are trees
+    except ImportError as error:
+        raise RankyardError(f"numba cannot be loaded: {error}") from error
     node = numba.from_dtype(_NODE)
     # A request's body is read-only.
     features = numba.types.Array(numba.float32, 2, "C", readonly=True)

@@ -1,6 +1,7 @@
 """Whatever scores trees gives the scores of ONNX Runtime and of XGBoost, to the last bit."""
 
 import logging
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
@@ -194,6 +195,17 @@ def endless(trees):
     thresholds = trees.thresholds.copy()
     thresholds[np.flatnonzero(~trees.is_leaf)[0]] = np.inf
     return replace(trees, thresholds=thresholds)
+
+
+def test_a_library_that_cannot_be_loaded_leaves_trees_to_the_others(tmp_path, monkeypatch, caplog):
+    """numba refuses to be imported beside a numpy or an llvmlite that it does not know."""
+    compiled._compiled.cache_clear()
+    monkeypatch.setitem(sys.modules, "numba", None)
+    bundle = tree_bundle(tmp_path, grow(3))
+    with caplog.at_level(logging.WARNING, "rankyard.gateway"):
+        sized = choose(bundle, bundle.model_file(), OnnxSession(bundle.model_file()), None)
+    assert {scorer.name for scorer in sized.scorers} <= {"onnx", "xgboost"}
+    assert "is not scored by numba: numba cannot be loaded" in caplog.text
 
 
 def test_a_tree_too_large_to_be_walked_is_refused(tmp_path):
