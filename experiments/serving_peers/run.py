@@ -8,7 +8,7 @@ from __future__ import annotations
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ import yaml
 from experiments import command, loops
 from experiments.report import Row, print_rows, save
 from experiments.serving_limit import ranker
-from experiments.serving_limit.ranking import answered_forms
+from experiments.serving_limit.ranking import answered_forms, sent_as
 from experiments.serving_limit.run import QUICK
 from experiments.serving_limit.study import Study
 from experiments.serving_peers.peers import RANK, UNDERSTAND, Peer
@@ -64,21 +64,23 @@ def main() -> None:
 
 def understand(study: Study, peers: list[Peer]) -> tuple[list[Row], dict[str, Any]]:
     """Closed loops of many callers and of one, then open loops up to the limit of p99."""
-    best, tried = _best(study, peers, UNDERSTAND, study.config["understand"]["concurrency"])
+    concurrency = study.config["understand"]["concurrency"]
+    best, tried = _best(study, peers, UNDERSTAND, concurrency)
+    ours_at_best = _best_of_ours(study, UNDERSTAND, tried, lambda url: study.queries(url), concurrency)
     with ExitStack() as stack:
-        gateway = stack.enter_context(study.gateway("shipped"))
+        gateway = stack.enter_context(study.gateway("shipped", **ours_at_best))
         streams = {OURS: (gateway.url, study.queries(gateway.url))}
         for peer in peers:
             url = stack.enter_context(peer.start(UNDERSTAND, best[peer.name])).url
             streams[peer.name] = (url, peer.sent(UNDERSTAND, url, first=_FROM))
-        many = _closed(study, streams, study.config["understand"]["concurrency"])
+        many = _closed(study, streams, concurrency)
         one = _closed(study, streams, 1)
         rises = _rises(study, streams, many)
     fastest = _highest(many, "throughput_per_s")
     steadiest = min((peer.name for peer in peers), key=lambda name: _median(many[name], "p99_ms"))
     best_open = _highest(rises, "goodput_per_s")
     ours = {key: series(many[OURS], key) for key in ("throughput_per_s", "p99_ms")}
-    data, callers = "understand, distinct queries", f"{study.config['understand']['concurrency']} callers"
+    data, callers = "understand, distinct queries", f"{concurrency} callers"
     rows = [
         row(
             data,
@@ -104,15 +106,24 @@ def understand(study: Study, peers: list[Peer]) -> tuple[list[Row], dict[str, An
         rows.append(row(data, _CONFIGURATION, metric, times, target=2))
     found = {"many": many, "one": one, "open": rises}
     shown = {name: medians(one_, loops.KEYS) for name, one_ in found.items()}
-    return rows, {"settings": best, "grid": tried, "lowest_p99": steadiest, **shown}
+    return rows, {"settings": {OURS: ours_at_best, **best}, "grid": tried, "lowest_p99": steadiest, **shown}
 
 
 def rank(study: Study, peers: list[Peer]) -> tuple[list[Row], dict[str, Any]]:
     """Every form of the gateway against every peer's own."""
     settings = study.config["rank"]
     best, tried = _best(study, peers, RANK, settings["concurrency"])
+    models = {"ranking": str(study.ranker)}
+    ours_at_best = _best_of_ours(
+        study,
+        RANK,
+        tried,
+        lambda url: sent_as(study, url, settings["forms"][0]),
+        settings["concurrency"],
+        models=models,
+    )
     with ExitStack() as stack:
-        gateway = stack.enter_context(study.gateway("shipped", models={"ranking": str(study.ranker)}))
+        gateway = stack.enter_context(study.gateway("shipped", models=models, **ours_at_best))
         streams = {form: (gateway.url, sent) for form, sent in answered_forms(study, gateway.url).items()}
         for peer in peers:
             url = stack.enter_context(peer.start(RANK, best[peer.name])).url
@@ -134,7 +145,7 @@ def rank(study: Study, peers: list[Peer]) -> tuple[list[Row], dict[str, Any]]:
         if form in many
     ]
     shown = {"many": medians(many, loops.KEYS), "one": medians(one, loops.KEYS)}
-    return rows, {"settings": best, "grid": tried, **shown}
+    return rows, {"settings": {OURS: ours_at_best, **best}, "grid": tried, **shown}
 
 
 SCENARIOS: Mapping[str, Callable[[Study, list[Peer]], tuple[list[Row], dict[str, Any]]]] = {
@@ -166,6 +177,26 @@ def _best(
         tried[peer.name] = found
         best[peer.name] = max(found, key=lambda one: one["throughput_per_s"])["settings"]
     return best, tried
+
+
+def _best_of_ours(
+    study: Study,
+    scenario: str,
+    tried: dict[str, list[Figures]],
+    sent: Callable[[str], Iterator[bytes]],
+    concurrency: int,
+    **gateway: Any,
+) -> dict[str, Any]:
+    """Try every setting of the gateway in the same way."""
+    tried[OURS] = []
+    for settings in study.config["ours"][scenario]:
+        with study.gateway("shipped", **gateway, **settings) as server:
+            times = (study.config["grid_seconds"], study.config["warmup_seconds"])
+            figures = loops.closed(server.url, sent(server.url), concurrency, *times)
+        print(f"  {OURS} {settings}: {figures['throughput_per_s']}/s", file=sys.stderr)
+        tried[OURS].append({"settings": settings} | {key: figures.get(key) for key in loops.KEYS})
+    best: dict[str, Any] = max(tried[OURS], key=lambda one: one["throughput_per_s"])["settings"]
+    return best
 
 
 def _closed(study: Study, streams: Mapping[str, Any], concurrency: int) -> dict[str, list[Figures]]:

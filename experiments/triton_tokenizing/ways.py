@@ -71,9 +71,11 @@ class TextRuntime:
     async def load(self, model: ServedModel) -> None:
         """Nothing: it was proved before."""
 
-    async def infer(self, model: ServedModel, inputs: Arrays, *, timeout_s: float) -> dict[str, Any]:
+    async def infer(
+        self, model: ServedModel, inputs: Arrays, *, timeout_s: float, is_lone: bool = False
+    ) -> dict[str, Any]:
         """Send the texts of a batch."""
-        del model
+        del model, is_lone
         numbers = inputs["number"][:, 0].tolist()
         rows = np.zeros((len(numbers), WIDTH), dtype=np.uint8)
         for row, number in enumerate(numbers):

@@ -222,11 +222,17 @@ class Batcher:
             if timeout_s <= 0:
                 raise DeadlineError(EXPIRED)
             with batch.timed:
-                return asyncio.ensure_future(self._runtime.infer(batch.flow.model, inputs, timeout_s=timeout_s))
+                return asyncio.ensure_future(
+                    self._runtime.infer(batch.flow.model, inputs, timeout_s=timeout_s, is_lone=self._is_lone(batch))
+                )
         except Exception as error:
             failed: asyncio.Future[Outputs] = asyncio.get_running_loop().create_future()
             failed.set_exception(error)
             return failed
+
+    def _is_lone(self, batch: _Batch) -> bool:
+        """Whether it is one request, and nothing else runs, waits, or is being read."""
+        return len(batch.items) == 1 and not self._running and not any(flow.n_ahead for flow in self._flows.values())
 
     def _answers(self, batch: _Batch, running: asyncio.Future[Outputs]) -> Sequence[Outputs]:
         """Each request's outputs of a batch that has ended; raises what it failed on."""

@@ -92,21 +92,23 @@ class OnnxRuntime:
         self._loaded[model.bundle.digest] = _Loaded(run, run_alone, n_quick_rows)
         _trim()
 
-    def infer(self, model: ServedModel, inputs: Arrays, *, timeout_s: float) -> asyncio.Future[Outputs]:
+    def infer(
+        self, model: ServedModel, inputs: Arrays, *, timeout_s: float, is_lone: bool = False
+    ) -> asyncio.Future[Outputs]:
         """Run one batch on a free worker; DeadlineError after `timeout_s`, UnavailableError when not loaded."""
         loaded = self._loaded.get(model.bundle.digest)
         if loaded is None or self._is_closed:
             state = "closed" if self._is_closed else "without it"
             raise UnavailableError(f"{model.ref} must be loaded before it runs, the runtime is {state}; start it again")
         # Not the first one that is alone: among several callers one often is for a moment, until the next comes.
-        is_alone, was_alone = self._n_running == 0, self._was_alone
+        is_alone, was_alone = is_lone and self._n_running == 0, self._was_alone
         self._was_alone = is_alone
         is_lone = is_alone and was_alone
         if is_lone and loaded.n_quick_rows and len(inputs["features"]) <= loaded.n_quick_rows:
             scored: asyncio.Future[Outputs] = asyncio.get_running_loop().create_future()
             scored.set_result(loaded.run(inputs))
             return scored
-        run = loaded.run_alone if is_lone and _is_single(inputs) else loaded.run
+        run = loaded.run_alone if is_lone else loaded.run
         self._n_running += 1
         answer = self._workers.run(run, inputs)
         timer = asyncio.get_running_loop().call_later(timeout_s, _expire, answer, model, timeout_s)
@@ -136,10 +138,6 @@ class OnnxRuntime:
         if sized is not None:
             _log.info("%s is scored by %s", model.ref, sized)
         return sized
-
-
-def _is_single(inputs: Arrays) -> bool:
-    return max(map(len, inputs.values())) == 1
 
 
 def _trim() -> None:

@@ -57,9 +57,12 @@ class Runtime(Protocol):
         """Make `model` ready to run and prove it on the bundle's golden rows; ParityError where they differ."""
 
     def infer(
-        self, model: ServedModel, inputs: Arrays, *, timeout_s: float
+        self, model: ServedModel, inputs: Arrays, *, timeout_s: float, is_lone: bool = False
     ) -> Awaitable[dict[str, NDArray[np.generic]]]:
-        """Run one collated batch; DeadlineError after `timeout_s` seconds."""
+        """Run one collated batch; DeadlineError after `timeout_s` seconds.
+
+        is_lone: it is a single request, and nothing else runs or waits, which may make it take what others would need.
+        """
 
     async def close(self) -> None:
         """Release everything; nothing may be called afterwards."""

@@ -78,8 +78,11 @@ class TritonRuntime:
         await asyncio.to_thread(golden.check, model.bundle, variant, run, tolerance)
         self._max_rows[model.bundle.digest] = max_rows
 
-    async def infer(self, model: ServedModel, inputs: Arrays, *, timeout_s: float) -> dict[str, NDArray[np.generic]]:
+    async def infer(
+        self, model: ServedModel, inputs: Arrays, *, timeout_s: float, is_lone: bool = False
+    ) -> dict[str, NDArray[np.generic]]:
         """Run one batch, in parts where it is larger than the server takes; DeadlineError after `timeout_s`."""
+        del is_lone  # the server decides itself
         max_rows = self._max_rows.get(model.bundle.digest)
         if max_rows is None:
             raise UnavailableError(

@@ -50,7 +50,7 @@ class EchoRuntime:
     async def load(self, model):
         del model
 
-    async def infer(self, model, inputs, *, timeout_s):
+    async def infer(self, model, inputs, *, timeout_s, **_):
         column = inputs["ngram_ids"] if "ngram_ids" in inputs else inputs["features"]
         numbers = column[:, 0]
         self.batches.append([int(number) for number in numbers])
@@ -287,7 +287,7 @@ def test_a_runtime_that_is_gone_is_not_asked_once_more_for_every_request(intent)
 
 def test_answers_of_a_wrong_shape_go_to_nobody(intent):
     class Short(EchoRuntime):
-        async def infer(self, model, inputs, *, timeout_s):
+        async def infer(self, model, inputs, *, timeout_s, **_):
             return {
                 name: array[:-1] for name, array in (await super().infer(model, inputs, timeout_s=timeout_s)).items()
             }

@@ -69,7 +69,7 @@ class FaultyRuntime(OnnxRuntime):
         self.asked: list[str] = []
         self._fault = fault
 
-    async def infer(self, model, inputs, *, timeout_s):
+    async def infer(self, model, inputs, *, timeout_s, **_):
         self.asked.append(model.ref)
         if self._fault is not None:
             async with asyncio.timeout(timeout_s):

@@ -60,7 +60,7 @@ class Scripted:
         if self.load_fault is not None:
             raise self.load_fault
 
-    async def infer(self, model, inputs, *, timeout_s):
+    async def infer(self, model, inputs, *, timeout_s, **_):
         self.asked_for[model.ref] += 1
         if model.ref == self.failing:
             raise UnavailableError("not this one")

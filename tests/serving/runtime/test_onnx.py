@@ -94,17 +94,17 @@ def test_a_text_that_comes_while_nothing_runs_gets_two_threads_and_the_same_bits
         runtime = OnnxRuntime(n_workers=2, n_alone_threads=n_alone_threads)
         await runtime.load(served)
         used.clear()
-        answers = [await runtime.infer(served, one, timeout_s=5)]
-        answers += await asyncio.gather(*(runtime.infer(served, one, timeout_s=5) for _ in range(2)))
+        answers = [await runtime.infer(served, one, timeout_s=5, is_lone=True)]
+        answers += await asyncio.gather(*(runtime.infer(served, one, timeout_s=5, is_lone=True) for _ in range(2)))
         threads = [used[0], sorted(used[1:])]
         used.clear()
-        for inputs in (one, one, two):
-            answers.append(await runtime.infer(served, inputs, timeout_s=5))
+        for inputs, is_lone in ((one, True), (one, True), (two, False)):
+            answers.append(await runtime.infer(served, inputs, timeout_s=5, is_lone=is_lone))
         await runtime.close()
         assert len({answer["intent_logits"][0].tobytes() for answer in answers}) == 1
         return [*threads, *used]
 
-    # alone; two at once, of which the first was alone yet; alone again, but not for long; alone for longer; two rows
+    # alone; two at once, of which the first was alone yet; alone again, but not for long; alone for longer; two
     assert asyncio.run(ask(None)) == [2, [1, 2], 1, 2, 1]
     assert asyncio.run(ask(1)) == [1, [1, 1], 1, 1, 1]
 
@@ -144,12 +144,13 @@ def test_a_short_list_of_trees_is_scored_on_the_loop_for_a_lone_caller(tmp_path:
         runtime = OnnxRuntime(n_workers=2)
         await runtime.load(served)
         ran_on.clear()
-        await runtime.infer(served, short, timeout_s=5)
-        await asyncio.gather(*(runtime.infer(served, inputs, timeout_s=5) for inputs in (long, short)))
-        for _ in range(2):
-            await runtime.infer(served, short, timeout_s=5)
+        await runtime.infer(served, short, timeout_s=5, is_lone=True)
+        await asyncio.gather(*(runtime.infer(served, inputs, timeout_s=5, is_lone=True) for inputs in (long, short)))
+        for is_lone in (True, True, False):
+            await runtime.infer(served, short, timeout_s=5, is_lone=is_lone)
         await runtime.close()
 
     asyncio.run(ask())
     assert (ran_on[0], sorted(ran_on[1:3])) == ((3, True), [(3, False), (4, False)])
-    assert ran_on[3:] == [(3, False), (3, True)]  # alone again, but not for long; alone for longer
+    # alone again, but not for long; alone for longer; not alone
+    assert ran_on[3:] == [(3, False), (3, True), (3, False)]
