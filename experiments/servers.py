@@ -46,6 +46,18 @@ class Server:
         """Seconds of the processor that its living processes have used."""
         return sum(_cpu_s(pid) for pid in _session(self.pid))
 
+    @contextmanager
+    def halted(self) -> Iterator[None]:
+        """Let none of its processes run meanwhile."""
+        members = _session(self.pid)
+        for pid in members:
+            os.kill(pid, signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            for pid in members:
+                os.kill(pid, signal.SIGCONT)
+
 
 @contextmanager
 def serving(
@@ -108,6 +120,13 @@ def exchange(url: str, request: bytes, timeout_s: float = 10.0) -> tuple[int, by
             return response.status, response.read()
         except http.client.HTTPException as error:
             raise ConnectionError(f"{url} answers without HTTP: {error!r}") from error
+
+
+def scraped(url: str) -> dict[str, float]:
+    """Give every sample of a gateway's `/metrics`, by its name and labels."""
+    _, body = exchange(url, b"GET /metrics HTTP/1.1\r\nhost: a\r\n\r\n")
+    samples = (line.rpartition(" ") for line in body.decode().splitlines() if not line.startswith("#"))
+    return {name: float(value) for name, _, value in samples}
 
 
 def _answers(url: str, probe: bytes) -> bool:

@@ -9,13 +9,12 @@ import time
 from typing import Any
 
 from experiments.report import Row
-from experiments.servers import exchange
+from experiments.servers import scraped
 from experiments.serving_faults.place import SEED, Place, loaded
 from models.errors import RankyardError
 from serving.triton import server
 
 KILLS_EVERY_S = 10.0
-METRICS = b"GET /metrics HTTP/1.1\r\nhost: a\r\n\r\n"
 
 
 def killed(place: Place, seconds: float, rate: float) -> tuple[list[Row], dict[str, Any]]:
@@ -79,5 +78,4 @@ class Killer(threading.Thread):
                 time.sleep(0.2)
 
     def _look(self) -> None:
-        _, body = exchange(self._url, METRICS)
-        self.looks.append(b"rankyard_runtime_degraded 1.0" in body)
+        self.looks.append(scraped(self._url)["rankyard_runtime_degraded"] == 1)

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from experiments import loops
-from experiments.servers import Server, exchange
+from experiments.servers import Server, scraped
 from experiments.serving_limit.study import DATA, EMBEDDED, Part, Study
 from experiments.turns import in_turns, medians, ratios, row, series
 from serving.bench.queries import numbers
@@ -16,14 +16,13 @@ from serving.bench.traffic import post, requests, understand_body
 _KEPT = "understand, kept answers"
 _N_KEPT = 50
 _KEEPING_S = 3.0
-_SCRAPE = b"GET /metrics HTTP/1.1\r\nhost: a\r\n\r\n"
 
 
 def processes(study: Study) -> Part:
     """Two processes of one worker each against one of one: throughput, and processor time a request."""
     concurrency = study.config["understand"]["concurrency"]
     with study.gateway("one_worker") as one, study.gateway("two_processes") as two:
-        while b"\nrankyard_processes 2.0\n" not in exchange(two.url, _SCRAPE)[1]:
+        while scraped(two.url)["rankyard_processes"] != 2:
             time.sleep(0.1)
         contestants = {}
         for name, server in (("one", one), ("two", two)):

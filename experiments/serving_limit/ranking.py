@@ -8,7 +8,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -50,20 +50,22 @@ def by_value(study: Study) -> Part:
             contestants[f"{form}, 1"] = lambda stream=stream: study.closed(server.url, stream, 1)
             if form != BINARY:
                 contestants[f"{form}, alone"] = lambda form=form: alone(study, form)
+                contestants[f"{form}, alone by onnx"] = lambda form=form: alone(study, form, by=["onnx"])
         found = in_turns(contestants, study.repetitions)
     data = f"rank, {settings['list_size']} x {study.config['ranker']['features']} by value"
     rows = [
         row(
             data,
             EMBEDDED,
-            f"1 caller, by {form}, p50 as times of decoding and scoring alone",
-            ratios(series(found[f"{form}, 1"], "p50_ms"), series(found[f"{form}, alone"], "p50_ms")),
-            target=1.3,
+            f"1 caller, by {form}, p50 as times of decoding and scoring {way}",
+            ratios(series(found[f"{form}, 1"], "p50_ms"), series(found[f"{form}, {way}"], "p50_ms")),
+            target=target,
             at_most=True,
             served_as="float32",
         )
         for form in sent
         if form != BINARY
+        for way, target in (("alone", 1.3), ("alone by onnx", None))
     ]
     return Part(rows, {"medians": medians(found, loops.KEYS)})
 
@@ -85,13 +87,16 @@ def sent_as(study: Study, url: str, form: str) -> Iterator[bytes]:
     return requests(rank(url, body, form, model=open_bundle(study.ranker).manifest.name), numbers(0))
 
 
-def alone(study: Study, form: str) -> dict[str, Any]:
-    """Milliseconds from a request's bytes to its answer's in this process: what a server cannot do without."""
+def alone(study: Study, form: str, by: Sequence[str] | None = None) -> dict[str, Any]:
+    """Milliseconds from a request's bytes to its answer's in this process: what a server cannot do without.
+
+    by: the scorers that may score, None for those of the gateway.
+    """
     bundle = open_bundle(study.ranker)
     model: Any = open_model(bundle.path, bundle.manifest)
     file = bundle.model_file(bundle.variant)
     session = OnnxSession(file)
-    run = (choose(bundle, file, session, None) or session).run
+    run = (choose(bundle, file, session, by) or session).run
     reader = Reader(LimitsConfig(), model.sent)
     make = rank_body(
         study.text, bundle.manifest.features or (), (study.config["rank"]["list_size"],), form=form, seed=1

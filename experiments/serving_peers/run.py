@@ -17,6 +17,7 @@ import yaml
 
 from experiments import command, loops
 from experiments.report import Row, print_rows, save
+from experiments.servers import Server
 from experiments.serving_limit import ranker
 from experiments.serving_limit.ranking import answered_forms, sent_as
 from experiments.serving_limit.run import QUICK
@@ -69,10 +70,10 @@ def understand(study: Study, peers: list[Peer]) -> tuple[list[Row], dict[str, An
     ours_at_best = _best_of_ours(study, UNDERSTAND, tried, lambda url: study.queries(url), concurrency)
     with ExitStack() as stack:
         gateway = stack.enter_context(study.gateway("shipped", **ours_at_best))
-        streams = {OURS: (gateway.url, study.queries(gateway.url))}
+        streams = {OURS: (gateway, study.queries(gateway.url))}
         for peer in peers:
-            url = stack.enter_context(peer.start(UNDERSTAND, best[peer.name])).url
-            streams[peer.name] = (url, peer.sent(UNDERSTAND, url, first=_FROM))
+            server = stack.enter_context(peer.start(UNDERSTAND, best[peer.name]))
+            streams[peer.name] = (server, peer.sent(UNDERSTAND, server.url, first=_FROM))
         many = _closed(study, streams, concurrency)
         one = _closed(study, streams, 1)
         rises = _rises(study, streams, many)
@@ -124,10 +125,10 @@ def rank(study: Study, peers: list[Peer]) -> tuple[list[Row], dict[str, Any]]:
     )
     with ExitStack() as stack:
         gateway = stack.enter_context(study.gateway("shipped", models=models, **ours_at_best))
-        streams = {form: (gateway.url, sent) for form, sent in answered_forms(study, gateway.url).items()}
+        streams = {form: (gateway, sent) for form, sent in answered_forms(study, gateway.url).items()}
         for peer in peers:
-            url = stack.enter_context(peer.start(RANK, best[peer.name])).url
-            streams[peer.name] = (url, peer.sent(RANK, url, first=_FROM))
+            server = stack.enter_context(peer.start(RANK, best[peer.name]))
+            streams[peer.name] = (server, peer.sent(RANK, server.url, first=_FROM))
         many = _closed(study, streams, settings["concurrency"])
         one = _closed(study, streams, 1)
     data = f"rank, {settings['list_size']} x {study.config['ranker']['features']} by value"
@@ -199,20 +200,39 @@ def _best_of_ours(
     return best
 
 
-def _closed(study: Study, streams: Mapping[str, Any], concurrency: int) -> dict[str, list[Figures]]:
+Streams = Mapping[str, tuple[Server, Iterator[bytes]]]
+"""Who is asked, and with what."""
+
+
+def _closed(study: Study, streams: Streams, concurrency: int) -> dict[str, list[Figures]]:
     contestants = {
-        name: lambda url=url, sent=sent: study.closed(url, sent, concurrency) for name, (url, sent) in streams.items()
+        name: _alone(streams, name, lambda url, sent: study.closed(url, sent, concurrency)) for name in streams
     }
     return in_turns(contestants, study.repetitions)
 
 
-def _rises(study: Study, streams: Mapping[str, Any], many: Mapping[str, list[Figures]]) -> dict[str, list[Figures]]:
+def _alone(streams: Streams, name: str, measure: Callable[[str, Iterator[bytes]], Figures]) -> Callable[[], Figures]:
+    """Measure one while the others are halted: servers that nobody asks look for work all the same."""
+
+    def measured() -> Figures:
+        server, sent = streams[name]
+        with ExitStack() as stack:
+            for other in {id(one): one for one, _ in streams.values() if one is not server}.values():
+                stack.enter_context(other.halted())
+            return measure(server.url, sent)
+
+    return measured
+
+
+def _rises(study: Study, streams: Streams, many: Mapping[str, list[Figures]]) -> dict[str, list[Figures]]:
     """Rates are parts of what each reached in a closed loop."""
     times = (study.config["seconds"], study.config["warmup_seconds"], _limit_ms(study))
     contestants = {}
-    for name, (url, sent) in streams.items():
+    for name in streams:
         rates = [_median(many[name], "throughput_per_s") * share for share in study.config["open_loop"]["shares"]]
-        contestants[name] = lambda url=url, sent=sent, rates=rates: loops.goodput(url, sent, rates, *times)
+        contestants[name] = _alone(
+            streams, name, lambda url, sent, rates=rates: loops.goodput(url, sent, rates, *times)
+        )
     return in_turns(contestants, study.repetitions)
 
 

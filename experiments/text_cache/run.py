@@ -20,15 +20,13 @@ import yaml
 
 from experiments import command, loops
 from experiments.report import Row, save
-from experiments.servers import Server, exchange, gateway
+from experiments.servers import Server, exchange, gateway, scraped
 from experiments.turns import in_turns, medians, ratios, row, series
 from serving.bench.queries import generated, numbers
 from serving.bench.traffic import post, requests
 
 HERE = Path(__file__).parent
 RANKER = "gateway, in process"
-_METRICS = b"GET /metrics HTTP/1.1\r\nhost: a\r\n\r\n"
-_KNOWN = re.compile(rb"^rankyard_text_cache_(texts|bytes) (\S+)$", re.MULTILINE)
 _POOL = 256
 _MB = 1e6
 
@@ -130,9 +128,9 @@ def _answer(server: Server, bodies: Callable[[int], bytes], number: int) -> byte
 def _wait_for(server: Server, n_texts: int) -> float:
     """Wait until so many texts are known; gives what they take, in bytes."""
     while True:
-        known = {name: float(value) for name, value in _KNOWN.findall(exchange(server.url, _METRICS)[1])}
-        if known[b"texts"] >= n_texts:
-            return known[b"bytes"]
+        known = scraped(server.url)
+        if known["rankyard_text_cache_texts"] >= n_texts:
+            return known["rankyard_text_cache_bytes"]
         time.sleep(0.1)
 
 
