@@ -11,6 +11,7 @@ import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -27,9 +28,11 @@ from serving.bench.queries import generated
 from serving.bench.traffic import post, requests, understand_body
 
 HERE = Path(__file__).parent
-QUICK = {"repetitions": 1, "seconds": 2.0, "warmup_seconds": 1.5}
+QUICK = {"repetitions": 1, "seconds": 2.0, "warmup_seconds": 1.5, "capacity_seconds": 1.0}
 EXPECTED = {"429", "504"}
 """How the gateway may leave a request unanswered when too much is asked."""
+
+_SETTLE_S = 0.5
 
 Point = dict[str, Any]
 
@@ -52,7 +55,7 @@ def main() -> None:
 
 
 def measured(intent: Path, directory: Path, config: Mapping[str, Any], deadline_ms: int) -> dict[str, Any]:
-    """Measure every load in rounds, each with a capacity of its own: the machine drifts."""
+    """Measure every load in rounds, each point beside a capacity of its own: the machine drifts."""
     settings = {**config["gateway"], "models": {"intent": str(intent)}, "deadline_ms": deadline_ms}
     with gateway(settings, directory, f"deadline-{deadline_ms}") as server, prioritized() as is_prioritized:
         body = understand_body(generated(0))
@@ -63,20 +66,21 @@ def measured(intent: Path, directory: Path, config: Mapping[str, Any], deadline_
 
 def _round(url: str, sent: Iterator[bytes], config: Mapping[str, Any], deadline_ms: int, seed: int) -> dict[str, Any]:
     seconds, warmup_s = config["seconds"], config["warmup_seconds"]
-    capacity = loops.closed(url, sent, config["concurrency"], seconds, warmup_s)["throughput_per_s"]
     points: list[Point] = []
     for share in config["shares"]:
+        closed = loops.closed(url, sent, config["concurrency"], config["capacity_seconds"], _SETTLE_S)
+        capacity = closed["throughput_per_s"]
         plan = Plan(seconds, warmup_s, config["n_connections"], timeout_s=10.0, limit_ms=float(deadline_ms))
         found = open_loop(url, sent, arrivals("poisson", share * capacity, seed), plan).figures()
         found.pop("histogram")
-        points.append({"share": share, "rate_per_s": round(share * capacity, 1), **found})
+        points.append({"share": share, "capacity_per_s": capacity, "rate_per_s": round(share * capacity, 1), **found})
         print(
             f"  {deadline_ms} ms, {share:g}x of {capacity:.0f}/s: {found['goodput_per_s']:.0f}/s in time, "
             f"p99 {found['p99_ms']} ms, refused p99 {found['refused_p99_ms']} ms, {found['errors']}",
             file=sys.stderr,
             flush=True,
         )
-    return {"capacity_per_s": capacity, "points": points}
+    return {"points": points}
 
 
 @contextmanager
@@ -95,23 +99,35 @@ def prioritized() -> Iterator[bool]:
 
 
 def rows_of(part: Mapping[str, Any], config: Mapping[str, Any]) -> list[Row]:
-    """Turn the rounds of a deadline into rows; each value is a round's."""
+    """Turn the rounds of a deadline into rows; each value is a round's, but goodput is that of the rounds' medians.
+
+    The lowest of several points is lower the more the machine drifts between them.
+    """
     data = f"understand, distinct queries, deadline {part['deadline_ms']} ms, up to {config['shares'][-1]:g}x"
     rounds = [one["points"] for one in part["rounds"]]
-    kept = [kept_share(points) for points in rounds]
+    curves = [[goodput_share(point) for point in points] for points in rounds]
+    kept = [kept_share(curve) for curve in curves]
+    of_medians = kept_share([statistics.median(shares) for shares in zip(*curves, strict=True)])
     slowest = [max(point["refused_p99_ms"] or 0.0 for point in points) for points in rounds]
     other = [sum(other_failures(point) for point in points) for points in rounds]
     name = "gateway, in process"
     return [
-        row(data, name, "lowest goodput over the highest, from its load on", kept, target=config["at_least"]),
+        replace(
+            row(data, name, "lowest goodput over the highest, from its load on", kept, target=config["at_least"]),
+            value=round(of_medians, 4),
+        ),
         row(data, name, "refusals, ms at p99", slowest, target=config["refusal_p99_ms"], at_most=True),
         row(data, name, "refusals without Retry-After, other failures", other, target=0, at_most=True),
     ]
 
 
-def kept_share(points: Sequence[Point]) -> float:
-    """Of the highest goodput, what the lowest one at its load or above still is; points: by rising load."""
-    goodputs = [float(point["goodput_per_s"]) for point in points]
+def goodput_share(point: Point) -> float:
+    """Goodput as a part of what a closed loop got through just before."""
+    return float(point["goodput_per_s"] / point["capacity_per_s"])
+
+
+def kept_share(goodputs: Sequence[float]) -> float:
+    """Of the highest goodput, what the lowest one at its load or above still is; goodputs: by rising load."""
     best = max(goodputs)
     return min(goodputs[goodputs.index(best) :]) / best
 
@@ -137,7 +153,7 @@ def picture(parts: Sequence[Mapping[str, Any]]) -> Any:
             for one in part["rounds"]:
                 for point in one["points"]:
                     if point[key] is not None:
-                        value = point[key] / one[unit] if unit else point[key]
+                        value = point[key] / point[unit] if unit else point[key]
                         by_share.setdefault(point["share"], []).append(value)
                         axes.plot(point["share"], value, ".", color=colour, alpha=0.5)
             shares = sorted(by_share)
