@@ -199,13 +199,15 @@ def endless(trees):
 
 def test_a_library_that_cannot_be_loaded_leaves_trees_to_the_others(tmp_path, monkeypatch, caplog):
     """numba refuses to be imported beside a numpy or an llvmlite that it does not know."""
-    compiled._compiled.cache_clear()
-    monkeypatch.setitem(sys.modules, "numba", None)
     bundle = tree_bundle(tmp_path, grow(3))
+    (tmp_path / "numba.py").write_text("raise ImportError('Numba needs another version')")
+    compiled._compiled.cache_clear()
+    monkeypatch.delitem(sys.modules, "numba")
+    monkeypatch.syspath_prepend(tmp_path)
     with caplog.at_level(logging.WARNING, "rankyard.gateway"):
         sized = choose(bundle, bundle.model_file(), OnnxSession(bundle.model_file()), None)
     assert {scorer.name for scorer in sized.scorers} <= {"onnx", "xgboost"}
-    assert "is not scored by numba: numba cannot be loaded" in caplog.text
+    assert "is not scored by numba: numba cannot be loaded: Numba needs another version" in caplog.text
 
 
 def test_a_tree_too_large_to_be_walked_is_refused(tmp_path):
