@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from models.batch import Arrays
-from models.errors import ConfigError, RankyardError
+from models.errors import RankyardError
 from models.trees import Trees
 
 _SIZE = ctypes.c_uint64
@@ -45,11 +45,7 @@ class BoosterScorer:
     def __init__(self, trees: Trees) -> None:
         library = _library()
         if library is None:
-            raise ConfigError(
-                "runtime.scorers may name xgboost only where it is installed, it is not; pip install "
-                "'rankyard[xgboost]', or leave it out",
-                field="runtime.scorers",
-            )
+            raise RankyardError("XGBoost's library is not installed")
         self._library = library
         self._handle = ctypes.c_void_p()
         self._doubled = np.unique(trees.features[~trees.is_leaf & trees.missing_left])

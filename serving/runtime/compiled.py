@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from models.batch import Arrays
-from models.errors import ConfigError, RankyardError
+from models.errors import RankyardError
 from models.trees import Trees
 
 _LANES = 32
@@ -35,12 +35,6 @@ class CompiledScorer:
     name = "numba"
 
     def __init__(self, trees: Trees) -> None:
-        if not self.is_installed():
-            raise ConfigError(
-                "runtime.scorers may name numba only where it is installed, it is not; pip install "
-                "'rankyard[numba]', or leave it out",
-                field="runtime.scorers",
-            )
         self._n_features = trees.n_features
         self._nodes, self._roots, self._depths = _laid_out(trees)
         self._walk = _compiled()

@@ -75,8 +75,7 @@ class OnnxRuntime:
         self._n_alone_threads = min(n_alone_threads or _ALONE_THREADS, self.n_workers)
         self._workers = Workers(self.n_workers, "onnx")
         self._loaded: dict[str, _Loaded] = {}
-        self._n_running = 0
-        self._was_alone = True
+        self._was_lone = True
         self._is_closed = False
 
     async def load(self, model: ServedModel) -> None:
@@ -101,23 +100,16 @@ class OnnxRuntime:
             state = "closed" if self._is_closed else "without it"
             raise UnavailableError(f"{model.ref} must be loaded before it runs, the runtime is {state}; start it again")
         # Not the first one that is alone: among several callers one often is for a moment, until the next comes.
-        is_alone, was_alone = is_lone and self._n_running == 0, self._was_alone
-        self._was_alone = is_alone
-        is_lone = is_alone and was_alone
+        was_lone, self._was_lone = self._was_lone, is_lone
+        is_lone = is_lone and was_lone
         if is_lone and loaded.n_quick_rows and len(inputs["features"]) <= loaded.n_quick_rows:
             scored: asyncio.Future[Outputs] = asyncio.get_running_loop().create_future()
             scored.set_result(loaded.run(inputs))
             return scored
         run = loaded.run_alone if is_lone else loaded.run
-        self._n_running += 1
         answer = self._workers.run(run, inputs)
         timer = asyncio.get_running_loop().call_later(timeout_s, _expire, answer, model, timeout_s)
-
-        def end(_answer: asyncio.Future[Outputs]) -> None:
-            self._n_running -= 1
-            timer.cancel()
-
-        answer.add_done_callback(end)
+        answer.add_done_callback(lambda _: timer.cancel())
         return answer
 
     async def close(self) -> None:

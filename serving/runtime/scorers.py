@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from models.batch import Arrays
-from models.errors import ParityError, RankyardError
+from models.errors import ConfigError, ParityError, RankyardError
 from models.session import OnnxSession
 from models.trees import Trees, read_trees
 from registry import golden
@@ -105,6 +105,12 @@ def choose(bundle: Bundle, model_file: Path, session: OnnxSession, allowed: Sequ
     rows_DF = proof_rows(trees, SIZES[-1])
     equal: list[Scorer] = [onnx]
     for make in makers:
+        if not make.is_installed():
+            raise ConfigError(
+                f"runtime.scorers may name {make.name} only where it is installed, it is not; pip install "
+                f"'rankyard[{make.name}]', or leave it out",
+                field="runtime.scorers",
+            )
         try:
             scorer = make(trees)
             _prove(bundle, scorer, onnx, rows_DF[:_N_PROOF])

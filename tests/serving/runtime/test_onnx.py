@@ -95,7 +95,9 @@ def test_a_text_that_comes_while_nothing_runs_gets_two_threads_and_the_same_bits
         await runtime.load(served)
         used.clear()
         answers = [await runtime.infer(served, one, timeout_s=5, is_lone=True)]
-        answers += await asyncio.gather(*(runtime.infer(served, one, timeout_s=5, is_lone=True) for _ in range(2)))
+        answers += await asyncio.gather(
+            *(runtime.infer(served, one, timeout_s=5, is_lone=is_lone) for is_lone in (True, False))
+        )
         threads = [used[0], sorted(used[1:])]
         used.clear()
         for inputs, is_lone in ((one, True), (one, True), (two, False)):
@@ -145,7 +147,10 @@ def test_a_short_list_of_trees_is_scored_on_the_loop_for_a_lone_caller(tmp_path:
         await runtime.load(served)
         ran_on.clear()
         await runtime.infer(served, short, timeout_s=5, is_lone=True)
-        await asyncio.gather(*(runtime.infer(served, inputs, timeout_s=5, is_lone=True) for inputs in (long, short)))
+        await asyncio.gather(
+            runtime.infer(served, long, timeout_s=5, is_lone=True),
+            runtime.infer(served, short, timeout_s=5, is_lone=False),
+        )
         for is_lone in (True, True, False):
             await runtime.infer(served, short, timeout_s=5, is_lone=is_lone)
         await runtime.close()
