@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ _MISSING = 0.05
 _CELLS = 4_000_000
 
 
+@cache
 def made(size: int, n_features: int) -> NDArray[np.float32]:
     """Up to 64 lists [lists, size, features], a twentieth of whose values is missing."""
     generator = np.random.default_rng(size)
