@@ -8,8 +8,10 @@ from __future__ import annotations
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -66,10 +68,10 @@ def main() -> None:
 def understand(study: Study, peers: list[Peer]) -> tuple[list[Row], dict[str, Any]]:
     """Closed loops of many callers and of one, then open loops up to the limit of p99."""
     concurrency = study.config["understand"]["concurrency"]
-    best, tried = _best(study, peers, UNDERSTAND, concurrency)
-    ours_at_best = _best_of_ours(study, UNDERSTAND, tried, lambda url: study.queries(url), concurrency)
+    tools = {OURS: Tool(study.config["ours"][UNDERSTAND], partial(study.gateway, "shipped"), study.queries)}
+    best, tried = _best(study, tools | _theirs(study, peers, UNDERSTAND), concurrency)
     with ExitStack() as stack:
-        gateway = stack.enter_context(study.gateway("shipped", **ours_at_best))
+        gateway = stack.enter_context(study.gateway("shipped", **best[OURS]))
         streams = {OURS: (gateway, study.queries(gateway.url))}
         for peer in peers:
             server = stack.enter_context(peer.start(UNDERSTAND, best[peer.name]))
@@ -107,24 +109,17 @@ def understand(study: Study, peers: list[Peer]) -> tuple[list[Row], dict[str, An
         rows.append(row(data, _CONFIGURATION, metric, times, target=2))
     found = {"many": many, "one": one, "open": rises}
     shown = {name: medians(one_, loops.KEYS) for name, one_ in found.items()}
-    return rows, {"settings": {OURS: ours_at_best, **best}, "grid": tried, "lowest_p99": steadiest, **shown}
+    return rows, {"settings": best, "grid": tried, "lowest_p99": steadiest, **shown}
 
 
 def rank(study: Study, peers: list[Peer]) -> tuple[list[Row], dict[str, Any]]:
     """Every form of the gateway against every peer's own."""
     settings = study.config["rank"]
-    best, tried = _best(study, peers, RANK, settings["concurrency"])
-    models = {"ranking": str(study.ranker)}
-    ours_at_best = _best_of_ours(
-        study,
-        RANK,
-        tried,
-        lambda url: sent_as(study, url, settings["forms"][0]),
-        settings["concurrency"],
-        models=models,
-    )
+    start = partial(study.gateway, "shipped", models={"ranking": str(study.ranker)})
+    ours = Tool(study.config["ours"][RANK], start, lambda url: sent_as(study, url, settings["forms"][0]))
+    best, tried = _best(study, {OURS: ours} | _theirs(study, peers, RANK), settings["concurrency"])
     with ExitStack() as stack:
-        gateway = stack.enter_context(study.gateway("shipped", models=models, **ours_at_best))
+        gateway = stack.enter_context(start(**best[OURS]))
         streams = {form: (gateway, sent) for form, sent in answered_forms(study, gateway.url).items()}
         for peer in peers:
             server = stack.enter_context(peer.start(RANK, best[peer.name]))
@@ -143,10 +138,10 @@ def rank(study: Study, peers: list[Peer]) -> tuple[list[Row], dict[str, Any]]:
         )
         for form, target in (("rows", 5), ("columns", 7), ("binary", 10))
         for name in best
-        if form in many
+        if form in many and name != OURS
     ]
     shown = {"many": medians(many, loops.KEYS), "one": medians(one, loops.KEYS)}
-    return rows, {"settings": {OURS: ours_at_best, **best}, "grid": tried, **shown}
+    return rows, {"settings": best, "grid": tried, **shown}
 
 
 SCENARIOS: Mapping[str, Callable[[Study, list[Peer]], tuple[list[Row], dict[str, Any]]]] = {
@@ -155,49 +150,45 @@ SCENARIOS: Mapping[str, Callable[[Study, list[Peer]], tuple[list[Row], dict[str,
 }
 
 
+@dataclass(frozen=True, slots=True)
+class Tool:
+    """The settings of a server that are tried, how it is started with one of them, and what it is sent by its URL."""
+
+    grid: Sequence[dict[str, Any]]
+    start: Callable[..., AbstractContextManager[Server]]
+    sent: Callable[[str], Iterator[bytes]]
+
+
+def _theirs(study: Study, peers: list[Peer], scenario: str) -> dict[str, Tool]:
+    return {
+        peer.name: Tool(
+            study.config["peers"][peer.name][scenario],
+            lambda peer=peer, **settings: peer.start(scenario, settings),
+            partial(peer.sent, scenario),
+        )
+        for peer in peers
+    }
+
+
 def _best(
-    study: Study, peers: list[Peer], scenario: str, concurrency: int
+    study: Study, tools: Mapping[str, Tool], concurrency: int
 ) -> tuple[dict[str, dict[str, Any]], dict[str, list[Figures]]]:
-    """Try every setting of each peer under load; the one with the highest throughput runs against the gateway."""
+    """Try every setting of each tool under load; the one with the highest throughput runs beside the others."""
     best, tried = {}, {}
-    for peer in peers:
+    times = (study.config["grid_seconds"], study.config["warmup_seconds"])
+    for name, tool in tools.items():
         found = []
-        for settings in study.config["peers"][peer.name][scenario]:
+        for settings in tool.grid:
             try:
-                with peer.start(scenario, settings) as server:
-                    sent = peer.sent(scenario, server.url)
-                    times = (study.config["grid_seconds"], study.config["warmup_seconds"])
-                    figures = loops.closed(server.url, sent, concurrency, *times)
+                with tool.start(**settings) as server:
+                    figures = loops.closed(server.url, tool.sent(server.url), concurrency, *times)
             except RuntimeError as error:  # settings that do not run on this machine are said, and lost
                 figures = {"throughput_per_s": 0.0, "p99_ms": None, "failed": 0, "error": str(error)[-500:]}
-            print(
-                f"  {peer.name} {settings}: {figures['throughput_per_s']}/s, {figures['failed']} failed",
-                file=sys.stderr,
-            )
+            print(f"  {name} {settings}: {figures['throughput_per_s']}/s, {figures['failed']} failed", file=sys.stderr)
             found.append({"settings": settings} | {key: figures.get(key) for key in (*loops.KEYS, "error")})
-        tried[peer.name] = found
-        best[peer.name] = max(found, key=lambda one: one["throughput_per_s"])["settings"]
+        tried[name] = found
+        best[name] = max(found, key=lambda one: one["throughput_per_s"])["settings"]
     return best, tried
-
-
-def _best_of_ours(
-    study: Study,
-    scenario: str,
-    tried: dict[str, list[Figures]],
-    sent: Callable[[str], Iterator[bytes]],
-    concurrency: int,
-    **gateway: Any,
-) -> dict[str, Any]:
-    """Try every setting of the gateway in the same way."""
-    tried[OURS] = []
-    for settings in study.config["ours"][scenario]:
-        with study.gateway("shipped", **gateway, **settings) as server:
-            times = (study.config["grid_seconds"], study.config["warmup_seconds"])
-            figures = loops.closed(server.url, sent(server.url), concurrency, *times)
-        print(f"  {OURS} {settings}: {figures['throughput_per_s']}/s", file=sys.stderr)
-        tried[OURS].append({"settings": settings} | {key: figures.get(key) for key in loops.KEYS})
-    best: dict[str, Any] = max(tried[OURS], key=lambda one: one["throughput_per_s"])["settings"]
-    return best
 
 
 Streams = Mapping[str, tuple[Server, Iterator[bytes]]]
