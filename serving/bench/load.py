@@ -29,6 +29,9 @@ from serving import tls
 from serving.bench.record import Record
 
 _CHUNK = 1 << 18
+_SOON_S = 0.0005
+"""Open loop: where the next request is due sooner than this, answers that come before are read then: waking up for each
+of them took a third of the load's own time at 3,000 requests a second, from a server that shares its cores."""
 _PAUSE_S = 0.02
 """How long a connection that failed waits before it is tried again, so that a dead server is not hammered."""
 _SCAN_S = 0.05
@@ -221,7 +224,11 @@ class _Load:
 
     def _serve(self, until_s: float) -> None:
         """Handle what happens on the connections; return at `until_s` at the latest, or after the first events."""
-        select.select((self._poll,), (), (), max(0.0, until_s - time.perf_counter()))
+        wait_s = max(0.0, until_s - time.perf_counter())
+        if until_s == self._due_s and wait_s < _SOON_S:
+            time.sleep(wait_s)
+        else:
+            select.select((self._poll,), (), (), wait_s)
         for number, mask in self._poll.poll(0):
             connection = self._connections.get(number)
             if connection is None:

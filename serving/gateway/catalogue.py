@@ -34,7 +34,7 @@ from serving.gateway.app import App
 from serving.gateway.config import CatalogueConfig
 from serving.gateway.dataplane import Dataplane
 
-_NICE = 10
+_NICE = 15
 """How far the work steps back behind that of requests, as `nice` counts."""
 _SHOWN = 12
 

@@ -59,6 +59,9 @@ class Listener(Protocol):
     def hold(self, n_bytes: int) -> RankyardError | None:
         """Count bytes of bodies in, or out where there are fewer; why no more can be held, where they cannot."""
 
+    def send_soon(self, connection: Connection) -> None:
+        """Let a connection `flush` at the end of this turn of the loop."""
+
 
 class Connection(asyncio.Protocol):
     """Called back by the event loop that it belongs to, and by the server's clock."""
@@ -79,6 +82,7 @@ class Connection(asyncio.Protocol):
         "_task",
         "_timer",
         "_transport",
+        "_unsent",
     )
 
     _transport: asyncio.Transport
@@ -93,6 +97,7 @@ class Connection(asyncio.Protocol):
         self._timer: asyncio.TimerHandle | None = None
         self._since_s = time.monotonic()  # when it last got on: opened, answered, or read its answer
         self._n_unsent = 0
+        self._unsent = b""  # an answer of this turn of the loop
         self._n_bodies = 0  # bytes of the bodies held here, of those that did not come in one piece
         self._n_discarded = 0
         self._is_reading = True
@@ -113,7 +118,7 @@ class Connection(asyncio.Protocol):
         self._server.hold(-self._n_bodies)
         self._is_closing = True
         self._parser.close()
-        self._held = b""
+        self._held = self._unsent = b""
         if self._timer is not None:
             self._timer.cancel()
         if self._asked is not None:
@@ -149,11 +154,18 @@ class Connection(asyncio.Protocol):
 
     def close(self) -> None:
         """Hang up, when what was answered has been sent."""
+        self.flush()
         self._transport.close()
 
     def abort(self) -> None:
         """Hang up now."""
         self._transport.abort()
+
+    def flush(self) -> None:
+        """Send what has been answered in this turn of the loop."""
+        if self._unsent:
+            unsent, self._unsent = self._unsent, b""
+            self._transport.write(unsent)
 
     def abandon(self, fault: RankyardError) -> None:
         """Answer all that has been begun now: with `fault`, where there is no answer yet."""
@@ -176,7 +188,7 @@ class Connection(asyncio.Protocol):
                 self._transport.abort()
         elif self._asked is None and parser.reading is None:
             if waited_s > patience.idle_s:
-                self._transport.close()
+                self.close()
         elif parser.reading is not None and not parser.has_head and now_s - parser.reading.begun_s > patience.head_s:
             parser.fail(
                 SlowHeadError(f"a request's head must arrive within {patience.head_s:g} s, it did not; send it faster")
@@ -245,15 +257,27 @@ class Connection(asyncio.Protocol):
             b"connection: close\r\n\r\n" if is_last else b"\r\n",
             b"" if request.method == "HEAD" else answer.body,
         ]
-        self._transport.write(b"".join(parts))
+        self._send(b"".join(parts))
         self._since_s = time.monotonic()
         if self._n_bodies:
             self._count_bodies()
         if is_last:
             self._linger()
 
+    def _send(self, data: bytes) -> None:
+        """Send at the end of this turn of the loop, or at once where more waits that a clogged client must not ask for.
+
+        A client that shares the machine wakes up with the first of several answers, and takes the core from the rest.
+        """
+        if not self._unsent:
+            self._server.send_soon(self)
+        self._unsent += data
+        if self._held or self._parser.whole:
+            self.flush()
+
     def _linger(self) -> None:
         """Send the end, and wait for the client's: closing what has unread bytes would take the answer back."""
+        self.flush()
         self._is_closing = self._parser.is_done = True
         if self._timer is not None:
             self._timer.cancel()
@@ -286,7 +310,7 @@ class Connection(asyncio.Protocol):
                 self._timer = asyncio.get_running_loop().call_later(max(0.0, left_s), self._give_up_body)
         if parser.must_continue and self._asked is None and not parser.whole:
             parser.must_continue = False
-            self._transport.write(_CONTINUE)
+            self._send(_CONTINUE)
 
     def _give_up_body(self) -> None:
         self._parser.fail(

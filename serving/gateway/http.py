@@ -54,6 +54,7 @@ class HttpServer:
         self._n_bodies = 0
         self._connections: set[Connection] = set()
         self._unchecked: list[Connection] = []
+        self._unsent: list[Connection] = []
         self._n_each_tick = 1
         self._server: asyncio.Server | None = None
         self._clock: asyncio.TimerHandle | None = None
@@ -130,6 +131,17 @@ class HttpServer:
             "send less at once",
             retry_after_s=1.0,
         )
+
+    def send_soon(self, connection: Connection) -> None:
+        """Let a connection `flush` at the end of this turn of the loop."""
+        if not self._unsent:
+            asyncio.get_running_loop().call_soon(self._flush)
+        self._unsent.append(connection)
+
+    def _flush(self) -> None:
+        unsent, self._unsent = self._unsent, []
+        for connection in unsent:
+            connection.flush()
 
     async def _closed_within(self, seconds: float) -> bool:
         try:

@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 Argument = TypeVar("Argument")
 Result = TypeVar("Result")
 
-_NICE = 5
+_NICE = 10
 
 _Call = tuple[asyncio.Future[Any], Callable[[Any], Any], Any]
 

@@ -1,7 +1,10 @@
 """HTTP/1.1 as the server speaks it, on real sockets; answers are read by h11, another library."""
 
+import asyncio
 import json
+import select
 import socket
+import threading
 from email.utils import parsedate_to_datetime
 from typing import NamedTuple
 
@@ -103,6 +106,30 @@ def test_pipelined_requests_are_answered_in_order_whether_at_once_or_later(serve
     assert [(one["path"], one["body"]) for one in found] == [(path, str(n)) for n, path in enumerate(paths)]
 
 
+def test_answers_of_one_turn_are_sent_once_all_of_them_are_there(served, monkeypatch):
+    gate, are_sent = threading.Event(), []
+    with served.connect() as first, served.connect() as second:
+        callers = (first, second)
+        for caller in callers:  # both are known to the loop
+            caller.sendall(get("/"))
+            answers(caller, 1)
+        answer = served.application.answer
+
+        def watched(request):
+            are_sent.append(bool(select.select(callers, (), (), 0)[0]))
+            return answer(request)
+
+        monkeypatch.setattr(served.application, "answer", watched)
+        holder = threading.Thread(target=served.call, args=(gate.wait, TIMEOUT_S))
+        holder.start()
+        for caller in callers:
+            caller.sendall(get("/"))
+        gate.set()
+        holder.join()
+        assert [len(answers(caller, 1)) for caller in callers] == [1, 1]
+    assert are_sent == [False, False]
+
+
 def test_a_client_is_told_to_go_on_only_where_its_body_is_not_there_yet(served):
     expecting = post("/", b"", "expect: 100-continue").replace(b"length: 0", b"length: 5")
     with served.connect() as caller:
@@ -178,6 +205,19 @@ def test_stopping_finishes_what_was_begun_and_says_that_it_is_the_last():
             (first, second) = answers(busy, 2)
             assert ("connection" in first[1], second[1]["connection"]) == (False, "close")
         stopping.result(TIMEOUT_S)
+
+
+def test_stopping_in_the_turn_of_an_answer_sends_it(monkeypatch):
+    with serving() as served, served.connect() as caller:
+        answer, stopping = served.application.answer, []
+
+        def stopped(request):
+            stopping.append(asyncio.get_running_loop().create_task(served.server.stop(TIMEOUT_S)))
+            return answer(request)
+
+        monkeypatch.setattr(served.application, "answer", stopped)
+        caller.sendall(get("/"))
+        assert rest(caller).startswith(b"HTTP/1.1 200")
 
 
 def test_what_outlasts_the_drain_is_cancelled_or_told_so():

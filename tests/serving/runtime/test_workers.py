@@ -47,7 +47,7 @@ def test_the_event_loop_goes_before_the_workers():
         await workers.close()
         return found
 
-    assert asyncio.run(run()) == min(nice(None) + 5, 19)
+    assert asyncio.run(run()) == min(nice(None) + 10, 19)
 
 
 def test_what_nobody_waits_for_any_more_is_not_begun():
