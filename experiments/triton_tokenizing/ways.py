@@ -72,10 +72,10 @@ class TextRuntime:
         """Nothing: it was proved before."""
 
     async def infer(
-        self, model: ServedModel, inputs: Arrays, *, timeout_s: float, is_lone: bool = False
+        self, model: ServedModel, inputs: Arrays, *, timeout_s: float, lone_s: float | None = None
     ) -> dict[str, Any]:
         """Send the texts of a batch."""
-        del model, is_lone
+        del model, lone_s
         numbers = inputs["number"][:, 0].tolist()
         rows = np.zeros((len(numbers), WIDTH), dtype=np.uint8)
         for row, number in enumerate(numbers):

@@ -60,6 +60,8 @@ class Batcher:
         self._flows: dict[tuple[str, Priority], Flow] = {}
         self._virtual_s = 0.0
         self._n_idle = runtime.n_workers
+        self._was_lone = True
+        """Whether nothing else ran, waited or came while the last batch was worked on, which was one request."""
         self._running: dict[asyncio.Future[Any], float] = {}
         """Batches in the runtime, or tried anew request by request, and when each is expected to be done."""
         self._ready: deque[_Batch] = deque()
@@ -197,15 +199,15 @@ class Batcher:
 
     def _start(self, batch: _Batch, now_s: float, idle_s: float) -> None:
         flow = batch.flow
-        expected_s = flow.cost.seconds(batch.n_cells, batch.n_padding)
         self._virtual_s = flow.virtual_s
-        flow.virtual_s += expected_s / flow.share
+        flow.virtual_s += batch.expected_s / flow.share
         self._ready.append(batch)
         if self._n_idle > 0:
             self._begin(now_s)
         self._n_idle -= 1
+        batch.is_lone = len(batch.items) == 1 and self._is_quiet
         running = self._infer(batch)
-        self._running[running] = idle_s + expected_s
+        self._running[running] = idle_s + batch.expected_s
         running.add_done_callback(partial(self._ended, batch))
 
     def _begin(self, now_s: float) -> None:
@@ -221,18 +223,21 @@ class Batcher:
             timeout_s = max([item.deadline_s for item in batch.items]) - time.monotonic()
             if timeout_s <= 0:
                 raise DeadlineError(EXPIRED)
+            # Not the first that is alone: among several callers one often is for a moment, until the next comes.
+            lone_s = batch.expected_s if batch.is_lone and self._was_lone else None
             with batch.timed:
                 return asyncio.ensure_future(
-                    self._runtime.infer(batch.flow.model, inputs, timeout_s=timeout_s, is_lone=self._is_lone(batch))
+                    self._runtime.infer(batch.flow.model, inputs, timeout_s=timeout_s, lone_s=lone_s)
                 )
         except Exception as error:
             failed: asyncio.Future[Outputs] = asyncio.get_running_loop().create_future()
             failed.set_exception(error)
             return failed
 
-    def _is_lone(self, batch: _Batch) -> bool:
-        """Whether it is one request, and nothing else runs, waits, or is being read."""
-        return len(batch.items) == 1 and not self._running and not any(flow.n_ahead for flow in self._flows.values())
+    @property
+    def _is_quiet(self) -> bool:
+        """Whether nothing runs, waits, or is being read."""
+        return not self._running and not any(flow.n_ahead for flow in self._flows.values())
 
     def _answers(self, batch: _Batch, running: asyncio.Future[Outputs]) -> Sequence[Outputs]:
         """Each request's outputs of a batch that has ended; raises what it failed on."""
@@ -245,6 +250,7 @@ class Batcher:
     def _ended(self, batch: _Batch, running: asyncio.Future[Outputs]) -> None:
         """Free the worker, then answer."""
         expected_s = self._running.pop(running)
+        self._was_lone = batch.is_lone and self._is_quiet
         answers: Sequence[Outputs] = ()
         try:
             answers = self._answers(batch, running)
@@ -297,13 +303,15 @@ class Batcher:
 class _Batch:
     """Requests that go together: their rows, cells, cells of padding, and the measure of their time in the runtime."""
 
-    __slots__ = ("flow", "items", "n_cells", "n_padding", "n_rows", "signature", "timed")
+    __slots__ = ("expected_s", "flow", "is_lone", "items", "n_cells", "n_padding", "n_rows", "signature", "timed")
 
     def __init__(self, flow: Flow, items: Sequence[Item]) -> None:
         self.flow = flow
         self.items = items
         self.signature: Signature = flow.model.bundle.manifest.signature
         self.n_cells, self.n_padding = flow.size(items)
+        self.expected_s = flow.cost.seconds(self.n_cells, self.n_padding)
+        self.is_lone = False
         self.n_rows = sum([n_rows(item.encoded, self.signature) for item in items])
         self.timed = flow.series.infer(items, self.n_rows)
 

@@ -59,6 +59,12 @@ class Listener(Protocol):
     def hold(self, n_bytes: int) -> RankyardError | None:
         """Count bytes of bodies in, or out where there are fewer; why no more can be held, where they cannot."""
 
+    def asked(self, begun_s: float) -> None:
+        """Count a request in that is being answered; begun_s: when its first byte was read."""
+
+    def answered(self) -> None:
+        """Count a request out."""
+
     def send_soon(self, connection: Connection) -> None:
         """Let a connection `flush` at the end of this turn of the loop."""
 
@@ -220,8 +226,10 @@ class Connection(asyncio.Protocol):
             self._await_body()
 
     def _ask(self, request: Request) -> None:
+        self._server.asked(request.begun_s)
         answer = self._server.application.answer(request)
         if isinstance(answer, Answer):
+            self._server.answered()
             self._give(request, answer)
             return
         self._asked = request
@@ -235,6 +243,7 @@ class Connection(asyncio.Protocol):
 
     def _answered(self, task: asyncio.Task[Answer]) -> None:
         request, self._asked, self._task = self._asked, None, None
+        self._server.answered()
         assert request is not None
         try:
             answer = task.result()

@@ -66,16 +66,18 @@ class FallbackRuntime:
             breaker.open(error.message)
         self._breakers[model.ref] = breaker
 
-    async def infer(self, model: ServedModel, inputs: Arrays, *, timeout_s: float, is_lone: bool = False) -> Outputs:
+    async def infer(
+        self, model: ServedModel, inputs: Arrays, *, timeout_s: float, lone_s: float | None = None
+    ) -> Outputs:
         """Run one batch; DeadlineError after `timeout_s`, whatever the second refuses it for."""
         breaker = self._breakers.get(model.ref)
         if breaker is None or breaker.is_open:
             self._count("open")
-            return await self._second.infer(model, inputs, timeout_s=timeout_s, is_lone=is_lone)
+            return await self._second.infer(model, inputs, timeout_s=timeout_s, lone_s=lone_s)
         size, begin_s = size_of(model.bundle, inputs), time.monotonic()
         self._hedging.asked()
         breaker.asked()
-        asked = [asyncio.ensure_future(self._first.infer(model, inputs, timeout_s=timeout_s, is_lone=is_lone))]
+        asked = [asyncio.ensure_future(self._first.infer(model, inputs, timeout_s=timeout_s, lone_s=lone_s))]
         try:
             reason = await self._patience(asked[0], size, timeout_s)
             if reason is None:

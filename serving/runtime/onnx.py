@@ -31,20 +31,19 @@ from serving.runtime.workers import Workers
 Outputs = dict[str, NDArray[np.generic]]
 
 _ALONE_THREADS = 2
-_QUICK_S = 0.002
-"""A list of candidates that takes less is scored on the event loop for a lone caller: the way to a worker and back, and
-a core that has just woken up, would cost a good part of the answer's time."""
+_QUICK_S = 0.004
+"""What takes less runs on the event loop for a lone caller: the way to a worker and back, and a core that has just
+woken up, would cost a good part of the answer's time."""
 
 _log = logging.getLogger("rankyard.gateway")
 
 
 @dataclass(frozen=True, slots=True)
 class _Loaded:
-    """A model on one thread, and as a lone text runs it; n_quick_rows: what is scored at once when it comes alone."""
+    """A model on one thread, and as a lone text runs it."""
 
     run: Run
     run_alone: Run
-    n_quick_rows: int
 
 
 class OnnxRuntime:
@@ -75,7 +74,6 @@ class OnnxRuntime:
         self._n_alone_threads = min(n_alone_threads or _ALONE_THREADS, self.n_workers)
         self._workers = Workers(self.n_workers, "onnx")
         self._loaded: dict[str, _Loaded] = {}
-        self._was_lone = True
         self._is_closed = False
 
     async def load(self, model: ServedModel) -> None:
@@ -87,26 +85,22 @@ class OnnxRuntime:
         sized = await self._workers.run(partial(self._sized, model), sessions[0])
         run = sessions[0].run if sized is None else sized.run
         run_alone = sessions[-1].run if len(sessions) > 1 else run
-        n_quick_rows = 0 if sized is None else sized.rows_within(_QUICK_S)
-        self._loaded[model.bundle.digest] = _Loaded(run, run_alone, n_quick_rows)
+        self._loaded[model.bundle.digest] = _Loaded(run, run_alone)
         _trim()
 
     def infer(
-        self, model: ServedModel, inputs: Arrays, *, timeout_s: float, is_lone: bool = False
+        self, model: ServedModel, inputs: Arrays, *, timeout_s: float, lone_s: float | None = None
     ) -> asyncio.Future[Outputs]:
         """Run one batch on a free worker; DeadlineError after `timeout_s`, UnavailableError when not loaded."""
         loaded = self._loaded.get(model.bundle.digest)
         if loaded is None or self._is_closed:
             state = "closed" if self._is_closed else "without it"
             raise UnavailableError(f"{model.ref} must be loaded before it runs, the runtime is {state}; start it again")
-        # Not the first one that is alone: among several callers one often is for a moment, until the next comes.
-        was_lone, self._was_lone = self._was_lone, is_lone
-        is_lone = is_lone and was_lone
-        if is_lone and loaded.n_quick_rows and len(inputs["features"]) <= loaded.n_quick_rows:
-            scored: asyncio.Future[Outputs] = asyncio.get_running_loop().create_future()
-            scored.set_result(loaded.run(inputs))
-            return scored
-        run = loaded.run_alone if is_lone else loaded.run
+        run = loaded.run if lone_s is None else loaded.run_alone
+        if lone_s and lone_s <= _QUICK_S:
+            ran: asyncio.Future[Outputs] = asyncio.get_running_loop().create_future()
+            ran.set_result(run(inputs))
+            return ran
         answer = self._workers.run(run, inputs)
         timer = asyncio.get_running_loop().call_later(timeout_s, _expire, answer, model, timeout_s)
         answer.add_done_callback(lambda _: timer.cancel())

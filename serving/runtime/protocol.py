@@ -57,11 +57,12 @@ class Runtime(Protocol):
         """Make `model` ready to run and prove it on the bundle's golden rows; ParityError where they differ."""
 
     def infer(
-        self, model: ServedModel, inputs: Arrays, *, timeout_s: float, is_lone: bool = False
+        self, model: ServedModel, inputs: Arrays, *, timeout_s: float, lone_s: float | None = None
     ) -> Awaitable[dict[str, NDArray[np.generic]]]:
         """Run one collated batch; DeadlineError after `timeout_s` seconds.
 
-        is_lone: it is a single request, and nothing else runs or waits, which may make it take what others would need.
+        lone_s: of a single request, while nothing else runs or waits, so that it may take what others would need: the
+        seconds that it will probably take, 0 where they are not known. None for all others.
         """
 
     async def close(self) -> None:

@@ -62,21 +62,16 @@ class OnnxScorer:
 
 
 class SizedScorer:
-    """The fastest scorer of each length: `scorers[i]` up to `sizes[i]` documents in `seconds[i]`, the last beyond."""
+    """The fastest scorer of each length: `scorers[i]` up to `sizes[i]` documents, the last beyond."""
 
-    def __init__(self, sizes: Sequence[int], scorers: Sequence[Scorer], seconds: Sequence[float]) -> None:
+    def __init__(self, sizes: Sequence[int], scorers: Sequence[Scorer]) -> None:
         self.sizes = tuple(sizes)
         self.scorers = tuple(scorers)
-        self.seconds = tuple(seconds)
         self._runs = [scorer.run for scorer in (*scorers, scorers[-1])]
 
     def run(self, arrays: Arrays) -> dict[str, NDArray[np.generic]]:
         """Run one batch, as a session does."""
         return self._runs[bisect_left(self.sizes, len(arrays["features"]))](arrays)
-
-    def rows_within(self, seconds: float) -> int:
-        """How many documents are scored in so long, 0 where not even one is; at most the longest list timed."""
-        return int(np.interp(seconds, np.maximum.accumulate(self.seconds), self.sizes, left=0))
 
     def __str__(self) -> str:
         """Who scores from which length on: `onnx from 1, xgboost from 32`."""
@@ -155,15 +150,15 @@ def _prove(bundle: Bundle, scorer: Scorer, reference: Scorer, rows_DF: NDArray[n
 
 def calibrate(
     scorers: Sequence[Scorer], rows_DF: NDArray[np.float32], most_s: float
-) -> tuple[tuple[int, ...], tuple[Scorer, ...], tuple[float, ...]]:
-    """Time every scorer at each of SIZES, in turns; gives the sizes, and of each the fastest scorer and its seconds.
+) -> tuple[tuple[int, ...], tuple[Scorer, ...]]:
+    """Time every scorer at each of SIZES, in turns; gives the sizes, and of each the fastest scorer.
 
     Times are the calling thread's own: a wait for a busy processor would choose the wrong scorer for good.
     A size that cannot be timed once more within `most_s` seconds in all is left out, and those above it: they go by the
     largest one that was.
     """
     started = time.thread_time()
-    sizes, fastest, seconds = [], [], []
+    sizes, fastest = [], []
     for size in SIZES:
         spent = time.thread_time() - started
         best = dict.fromkeys(range(len(scorers)), math.inf)
@@ -180,9 +175,8 @@ def calibrate(
                 best[place] = min(best[place], time.thread_time() - begun)
         sizes.append(size)
         fastest.append(scorers[min(best, key=best.__getitem__)])
-        seconds.append(min(best.values()))
         took = time.thread_time() - started - spent
         # The next size has up to four times as many rows.
         if time.thread_time() - started + 4 * took / n_rounds > most_s:
             break
-    return tuple(sizes), tuple(fastest), tuple(seconds)
+    return tuple(sizes), tuple(fastest)

@@ -79,10 +79,10 @@ class TritonRuntime:
         self._max_rows[model.bundle.digest] = max_rows
 
     async def infer(
-        self, model: ServedModel, inputs: Arrays, *, timeout_s: float, is_lone: bool = False
+        self, model: ServedModel, inputs: Arrays, *, timeout_s: float, lone_s: float | None = None
     ) -> dict[str, NDArray[np.generic]]:
         """Run one batch, in parts where it is larger than the server takes; DeadlineError after `timeout_s`."""
-        del is_lone  # the server decides itself
+        del lone_s  # the server decides itself
         max_rows = self._max_rows.get(model.bundle.digest)
         if max_rows is None:
             raise UnavailableError(

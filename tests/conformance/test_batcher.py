@@ -43,6 +43,7 @@ class EchoRuntime:
     def __init__(self, n_workers: int = 1, pause: Callable[[], object] | None = None, n_ahead: int = 0) -> None:
         self.n_workers, self.n_ahead = n_workers, n_ahead
         self.batches: list[list[int]] = []
+        self.lone_s: list[float | None] = []
         self.n_running = self.most_running = 0
         self.gate = asyncio.Event()
         self._pause = pause
@@ -50,7 +51,8 @@ class EchoRuntime:
     async def load(self, model):
         del model
 
-    async def infer(self, model, inputs, *, timeout_s, **_):
+    async def infer(self, model, inputs, *, timeout_s, lone_s=None):
+        self.lone_s.append(lone_s)
         column = inputs["ngram_ids"] if "ngram_ids" in inputs else inputs["features"]
         numbers = column[:, 0]
         self.batches.append([int(number) for number in numbers])
@@ -299,6 +301,29 @@ def test_answers_of_a_wrong_shape_go_to_nobody(intent):
         for future in [queue.submit(intent, text(n), in_s(60)) for n in (1, 2, 3)]:
             with pytest.raises(RankyardError, match="must answer 1 rows"):
                 await future
+
+    asyncio.run(run())
+
+
+def test_a_request_is_lone_where_nothing_else_is_there_nor_came_while_the_last_one_ran(intent):
+    async def run():
+        runtime, cost = EchoRuntime(pause=lambda: asyncio.sleep(0)), Cost(0.5, 0.25)
+        queue = batcher(runtime, costs={intent.ref: cost})
+        await queue.submit(intent, text(1), in_s(60))
+        assert runtime.lone_s == [0.5 + 3 * 0.25]
+        await queue.submit(intent, text(2), in_s(60))
+        await asyncio.gather(*(queue.submit(intent, text(number), in_s(60)) for number in (3, 4)))  # one batch
+        await queue.submit(intent, text(5), in_s(60))
+        first = queue.submit(intent, text(6), in_s(60))
+        await asyncio.sleep(0)
+        second = queue.submit(intent, text(7), in_s(60))  # while the first runs
+        await asyncio.gather(first, second)
+        with queue.admit(intent, in_s(60)):  # is being read
+            await queue.submit(intent, text(8), in_s(60))
+        for n in (9, 10):
+            await queue.submit(intent, text(n), in_s(60))
+        is_lone = [lone_s is not None for lone_s in runtime.lone_s]
+        assert is_lone == [True, True, False, False, True, False, False, False, True]
 
     asyncio.run(run())
 

@@ -3,8 +3,10 @@
 import asyncio
 import json
 import select
+import selectors
 import socket
 import threading
+import time
 from email.utils import parsedate_to_datetime
 from typing import NamedTuple
 
@@ -13,9 +15,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from serving.gateway import http
 from serving.gateway.messages import Request
 from serving.gateway.parser import Limits, RequestParser
-from tests.serving.gateway.front import TIMEOUT_S, answers, echo, get, post, rest, serving
+from tests.serving.gateway.front import TIMEOUT_S, Application, answers, echo, get, post, rest, serving
 
 
 @pytest.fixture(scope="module")
@@ -233,6 +236,55 @@ def test_what_outlasts_the_drain_is_cancelled_or_told_so():
             assert rest(half).startswith(b"HTTP/1.1 503")
             assert rest(busy).startswith(b"HTTP/1.1 200")
         stopping.result(TIMEOUT_S)
+
+
+class Watched(selectors.DefaultSelector):
+    """Notes how long a loop was ready to sleep at each of its turns."""
+
+    def __init__(self):
+        super().__init__()
+        self.timeouts = []
+
+    def select(self, timeout=None):
+        self.timeouts.append(timeout)
+        return super().select(timeout)
+
+
+class Sends:
+    """A connection that has something to send."""
+
+    def flush(self):
+        pass
+
+
+def test_the_loop_stays_awake_after_an_answer_for_those_who_ask_again_at_once(monkeypatch):
+    monkeypatch.setattr(http, "_SOON_S", TIMEOUT_S)
+    selector = Watched()
+    server = http.HttpServer(Application(), Limits(1), max_connections=1, max_bodies_bytes=1)
+
+    async def sleeps():
+        del selector.timeouts[:]
+        await asyncio.sleep(0.01)
+        return any(selector.timeouts)
+
+    async def answered(begun_s):
+        server.asked(begun_s)
+        server.answered()
+        server.send_soon(Sends())
+        return not await sleeps()
+
+    async def run():
+        is_awake = [await answered(time.monotonic() + wait_s) for wait_s in (TIMEOUT_S, 0.0, 0.0)]
+        server.asked(time.monotonic())
+        is_awake.append(not await sleeps())  # it waits for the model
+        server.answered()
+        is_awake += [await answered(time.monotonic() + wait_s) for wait_s in (0.0, 2 * TIMEOUT_S, 0.0)]
+        monkeypatch.setattr(http, "_SOON_S", 0.0)
+        is_awake.append(not await sleeps())
+        return is_awake
+
+    with asyncio.Runner(loop_factory=lambda: asyncio.SelectorEventLoop(selector)) as runner:
+        assert runner.run(run()) == [False, True, True, False, True, False, True, False]
 
 
 # What any client may send, and how it may come in pieces.

@@ -94,21 +94,15 @@ def test_a_text_that_comes_while_nothing_runs_gets_two_threads_and_the_same_bits
         runtime = OnnxRuntime(n_workers=2, n_alone_threads=n_alone_threads)
         await runtime.load(served)
         used.clear()
-        answers = [await runtime.infer(served, one, timeout_s=5, is_lone=True)]
-        answers += await asyncio.gather(
-            *(runtime.infer(served, one, timeout_s=5, is_lone=is_lone) for is_lone in (True, False))
-        )
-        threads = [used[0], sorted(used[1:])]
-        used.clear()
-        for inputs, is_lone in ((one, True), (one, True), (two, False)):
-            answers.append(await runtime.infer(served, inputs, timeout_s=5, is_lone=is_lone))
+        asked = ((one, 0.0), (one, 9.0), (one, 1e-6), (one, None), (two, None))
+        answers = [await runtime.infer(served, inputs, timeout_s=5, lone_s=lone_s) for inputs, lone_s in asked]
         await runtime.close()
         assert len({answer["intent_logits"][0].tobytes() for answer in answers}) == 1
-        return [*threads, *used]
+        return used
 
-    # alone; two at once, of which the first was alone yet; alone again, but not for long; alone for longer; two
-    assert asyncio.run(ask(None)) == [2, [1, 2], 1, 2, 1]
-    assert asyncio.run(ask(1)) == [1, [1, 1], 1, 1, 1]
+    # Lone, for an unknown time, a long and a short one; not lone; two.
+    assert asyncio.run(ask(None)) == [2, 2, 2, 1, 1]
+    assert asyncio.run(ask(1)) == [1, 1, 1, 1, 1]
 
 
 def test_a_model_of_trees_is_in_memory_once(tmp_path: Path, monkeypatch):
@@ -129,33 +123,25 @@ def test_a_model_of_trees_is_in_memory_once(tmp_path: Path, monkeypatch):
     assert opened == [1]
 
 
-def test_a_short_list_of_trees_is_scored_on_the_loop_for_a_lone_caller(tmp_path: Path, monkeypatch):
-    monkeypatch.setattr(onnx.SizedScorer, "rows_within", lambda _self, _seconds: 3)
-    ran_on = []
+def test_what_is_quick_runs_on_the_loop_for_a_lone_caller(tmp_path: Path, monkeypatch):
+    is_on_loop = []
     run = onnx.SizedScorer.run
 
     def recorded(self, arrays):
-        ran_on.append((len(arrays["features"]), threading.current_thread() is threading.main_thread()))
+        is_on_loop.append(threading.current_thread() is threading.main_thread())
         return run(self, arrays)
 
     monkeypatch.setattr(onnx.SizedScorer, "run", recorded)
     served = ServedModel("trees", "1", tree_bundle(tmp_path, grow(5)))
-    short, long = ({"features": np.zeros((n, len(NAMES)), np.float32)} for n in (3, 4))
+    inputs = {"features": np.zeros((3, len(NAMES)), np.float32)}
 
     async def ask():
         runtime = OnnxRuntime(n_workers=2)
         await runtime.load(served)
-        ran_on.clear()
-        await runtime.infer(served, short, timeout_s=5, is_lone=True)
-        await asyncio.gather(
-            runtime.infer(served, long, timeout_s=5, is_lone=True),
-            runtime.infer(served, short, timeout_s=5, is_lone=False),
-        )
-        for is_lone in (True, True, False):
-            await runtime.infer(served, short, timeout_s=5, is_lone=is_lone)
+        is_on_loop.clear()
+        for lone_s in (0.0, 0.0039, 0.0041, None):
+            await runtime.infer(served, inputs, timeout_s=5, lone_s=lone_s)
         await runtime.close()
 
     asyncio.run(ask())
-    assert (ran_on[0], sorted(ran_on[1:3])) == ((3, True), [(3, False), (4, False)])
-    # alone again, but not for long; alone for longer; not alone
-    assert ran_on[3:] == [(3, False), (3, True), (3, False)]
+    assert is_on_loop == [False, True, False, False]
