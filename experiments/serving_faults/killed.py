@@ -19,6 +19,7 @@ KILLS_EVERY_S = 10.0
 
 def killed(place: Place, seconds: float, rate: float) -> tuple[list[Row], dict[str, Any]]:
     """Load a gateway while the killer works."""
+    place.still_running()
     with place.gateway("killed") as serving:
         killer = Killer(place, serving.url)
         killer.start()

@@ -33,6 +33,13 @@ class Place:
     repository: Path
     running: Running
 
+    def still_running(self) -> Running:
+        """Give the server as it runs now; RuntimeError where it is gone, as its own faults are not what is studied."""
+        running = server.status(self.workspace.triton)
+        if running is None:
+            raise RuntimeError("Triton must run as long as the study does not end it, it is gone; run the study again")
+        return running
+
     def gateway(self, name: str, **runtime: Any) -> AbstractContextManager[Server]:
         """Start a gateway on the server, without a cache; runtime: more of that section."""
         config = {

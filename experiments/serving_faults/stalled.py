@@ -12,7 +12,6 @@ from typing import Any
 from experiments.report import Row
 from experiments.serving_faults.place import Place, loaded
 from experiments.turns import in_turns, ratios, row, series
-from serving.triton import server
 
 STALL_S = 0.06
 EVERY_S = 2.0
@@ -22,11 +21,8 @@ SECONDS = 20.0
 
 def stalled(place: Place, rate: float) -> tuple[list[Row], dict[str, Any]]:
     """Measure a gateway that hedges and one that does not, in turns, while the server stalls."""
-    running = server.status(place.workspace.triton)
-    if running is None:
-        raise RuntimeError("the study's server is gone")
     with place.gateway("hedging") as hedging, place.gateway("waiting", hedge_share=0) as waiting:
-        staller = Staller(running.pid)
+        staller = Staller(place.still_running().pid)
         staller.start()
         found = in_turns(
             {
@@ -37,6 +33,7 @@ def stalled(place: Place, rate: float) -> tuple[list[Row], dict[str, Any]]:
         )
         staller.stopping.set()
         staller.join()
+    place.still_running()
     data = f"Triton stands still {STALL_S * 1e3:.0f} ms every {EVERY_S:g} s, {rate:.0f} requests/s"
     more = {"configuration": "gateway on Triton", "seconds": SECONDS, "served_as": "float32"}
     parts = {key: ratios(series(found["hedging"], key), series(found["waiting"], key)) for key in ("p50_ms", "p99_ms")}
