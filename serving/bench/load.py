@@ -31,7 +31,7 @@ from serving.bench.record import Record
 _CHUNK = 1 << 18
 _SOON_S = 0.0005
 """Open loop: where the next request is due sooner than this, answers that come before are read then: waking up for each
-of them took a third of the load's own time at 3,000 requests a second, from a server that shares its cores."""
+of them took a fifth of the load's own time at 3,000 requests a second, from a server that shares its cores."""
 _PAUSE_S = 0.02
 """How long a connection that failed waits before it is tried again, so that a dead server is not hammered."""
 _SCAN_S = 0.05
