@@ -106,6 +106,14 @@ class TagChain:
             chances.append(float(chance))
         return chances
 
+    def marginals(self, logits_WK: Scores) -> Scores:
+        """How likely each tag is at each word [W, K], over all valid sequences: their rows sum to 1."""
+        if not len(logits_WK):
+            return logits_WK
+        odds_WK = np.exp(logits_WK - logits_WK.max(axis=1, keepdims=True))
+        before_WK, after_WK, _ = self._sweep(odds_WK)
+        return before_WK * after_WK
+
     def _sweep(self, odds_WK: Scores) -> tuple[Scores, Scores, Scores]:
         """Forward and backward odds [W, K], their product the chance of each tag; the scales [W] that make it so."""
         before_WK, after_WK = np.empty_like(odds_WK), np.empty_like(odds_WK)

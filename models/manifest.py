@@ -173,7 +173,7 @@ class Manifest(Contents):
     config_sha256: str
     data: dict[str, SplitDigest]
     code_version: str
-    teacher: TeacherOrigin | None = None
+    teacher: TeacherOrigin | tuple[TeacherOrigin, ...] | None = None
     tolerance: float
     int8_recipe: str | None = None
     fp16_tolerance: float | None = None

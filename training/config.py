@@ -213,9 +213,14 @@ class JointTraining(NetworkTraining):
 
 
 class StudentModel(Config):
-    """A small BERT that reads its teacher's tokens and begins with what the teacher's token embeddings know."""
+    """A small BERT that reads its teacher's tokens and begins with what the teacher's token embeddings know.
+
+    With `encoder` a pretrained one, which says itself how large it is.
+    """
 
     kind: Literal["student"]
+    encoder: str | None = None
+    """Hub id, directory, or installed weights package of an encoder with the teacher's tokenizer; null: a small one."""
     n_layers: PositiveInt = 1
     n_hidden: PositiveInt = 128
     """Width of the network; each token of the vocabulary takes as many bytes in the served file."""
@@ -228,6 +233,10 @@ class StudentModel(Config):
     def _heads_share_the_width(self) -> Self:
         if self.n_hidden % self.n_heads:
             raise ValueError(f"n_hidden must be a multiple of n_heads ({self.n_heads})")
+        if self.encoder is not None and (sizes := sorted(self.model_fields_set - {"kind", "encoder", "dropout"})):
+            raise ValueError(
+                f"a pretrained encoder has its own size, encoder is {self.encoder}; leave out {', '.join(sizes)}"
+            )
         return self
 
 
@@ -468,11 +477,16 @@ class TaggingTransformerConfig(_Train):
 
 
 class _Student(_Train):
-    teacher: str
-    """REF of the model to learn from: NAME@alias, NAME/VERSION or a bundle's directory."""
+    teacher: str | Annotated[tuple[str, ...], Field(min_length=1)]
+    """REF of the model to learn from: NAME@alias, NAME/VERSION or a bundle's directory. A list: of all of them."""
     unlabelled: str | None = None
     """A text file (or .gz) with one query a line, for the teacher to label; relative to the data directory."""
     quantize: QuantizeConfig = QuantizeConfig()
+
+    @property
+    def teachers(self) -> tuple[str, ...]:
+        """All that are to be learned from."""
+        return (self.teacher,) if isinstance(self.teacher, str) else self.teacher
 
 
 class IntentStudentConfig(_Student):

@@ -1,11 +1,11 @@
-"""Distillation: a small network that learns to answer as a trained one does, and takes its place in the line.
+"""Distillation: a network that learns to answer as a trained one does, or as several do, and takes their place.
 
-The teacher is a bundle, asked as it is served. It labels the training texts, texts made of them (`training.augment`)
-and unlabelled queries; the student is trained on those answers (Hinton et al. 2015, "Distilling the knowledge in a
-neural network").
+The teacher is a bundle or several, asked as they are served. It labels the training texts, texts made of them
+(`training.augment`) and unlabelled queries; the student is trained on those answers (Hinton et al. 2015, "Distilling
+the knowledge in a neural network"), sequences of tags as a whole (Wang et al. 2020, "Structure-level knowledge
+distillation for multilingual sequence labeling", the posterior).
 
-Shapes: N examples, B examples of a batch, T tokens, W words, C intent labels, K tags, V tokens of the vocabulary, D
-dimensions of the teacher's embeddings.
+Shapes: N examples, B examples of a batch, T tokens, W words, C intent labels, K tags.
 """
 
 from __future__ import annotations
@@ -19,36 +19,38 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
+from torch.nn.utils.rnn import pad_sequence
+from transformers import PreTrainedModel
 
 from models.batch import Arrays, Encoded
-from models.chain import TRANSITIONS
-from models.errors import DataError, InputError
+from models.errors import ConfigError, DataError, InputError
 from models.gazetteer import Gazetteer
 from models.intent import IntentModel
-from models.manifest import Calibration, SubwordText
+from models.manifest import Calibration, EncoderOrigin, SubwordText
 from models.metrics import intent_metrics, tagging_metrics
 from models.model import TOKENIZER
 from models.networks.crf import Crf
 from models.networks.intent import IntentNetwork
 from models.networks.student import student_encoder
-from models.networks.transformer import GazetteerEmbedding, TransformerNetwork
+from models.networks.transformer import GazetteerEmbedding, TransformerNetwork, load_encoder
 from models.tagging import TaggingModel
-from models.text import SubwordEncoder
+from models.text import SubwordEncoder, open_tokenizer
 from training.augment import augment, neighbours_of
 from training.calibrate import calibration_facts, check_scope
-from training.config import IntentStudentConfig, JointStudentTraining, StudentConfig
+from training.config import IntentStudentConfig, JointStudentTraining, StudentConfig, StudentModel
 from training.data.splits import IntentRows, Splits, TaggingRows
+from training.encoder import check_max_tokens, resolve
 from training.fit import Checkpoint, Recorder
 from training.loop import Loss, Score, train
 from training.losses import weighted
 from training.network import Draft, FittedNetwork, answered_labels, indicators, settled
-from training.teacher import Teacher, TextModel
+from training.teacher import Chances, Teacher, TextModel, places_of_words
 
 
 def fit(
     config: StudentConfig, splits: Splits[IntentRows] | Splits[TaggingRows], recorder: Recorder, checkpoint: Checkpoint
 ) -> FittedNetwork:
-    """Train a student of the bundle in the directory `config.teacher`, stopped early on the valid rows."""
+    """Train a student of the bundles in the directories `config.teachers`, stopped early on the valid rows."""
     teacher = Teacher.open(config)
     _refuse_unknown_labels(teacher, splits.train)
     if isinstance(config, IntentStudentConfig) and isinstance(splits.train, IntentRows):
@@ -61,12 +63,15 @@ def fit(
     if n_refused:
         recorder.say(f"note: {n_refused} unlabelled or generated texts are longer than the teacher reads; left out")
     examples = [*encoded["train"], *more]
-    answers = teacher.answer(examples, lambda n_done: recorder.progress("teacher", n_done, len(examples)))
+    n_asked = len(teacher.bundles) * len(examples)
+    chances = teacher.chances(
+        examples, config.training.temperature, lambda n_done: recorder.progress("teacher", n_done, n_asked)
+    )
     facts = train(
         drafted.network,
         drafted.contents.signature,
         examples,
-        _loss(config, examples, answers, gives_several_labels=drafted.contents.gives_several_labels),
+        _loss(config, drafted, examples, chances),
         encoded["valid"],
         _scorer(model, splits.valid, encoded["valid"]),
         config.training,
@@ -89,7 +94,7 @@ def _refuse_unknown_labels(teacher: Teacher, rows: IntentRows | TaggingRows) -> 
     labels = rows.each_label() if isinstance(rows, IntentRows) else rows.labels
     if unknown := sorted(set(labels) - set(teacher.contents.labels)):
         raise DataError(
-            f"the teacher must know every label of {rows.file}, {teacher.bundle.manifest.name} does not know "
+            f"the teacher must know every label of {rows.file}, {teacher.name} does not know "
             f"{', '.join(unknown[:5])}; train it again on these rows first",
             field="teacher",
         )
@@ -98,17 +103,13 @@ def _refuse_unknown_labels(teacher: Teacher, rows: IntentRows | TaggingRows) -> 
 def _draft(config: StudentConfig, teacher: Teacher) -> Draft:
     """The untrained student; its bundle says of itself what the teacher's does, so that one can replace the other."""
     contents = teacher.contents
-    terms = GazetteerEmbedding(len(contents.gazetteer), config.model.n_hidden, 0.0) if contents.gazetteer else None
-    text, pad = contents.text, contents.signature.inputs[0].pad
+    text = contents.text
     if not isinstance(text, SubwordText):
         raise TypeError(f"a teacher that was opened reads tokens, got {text!r}")
     torch.manual_seed(config.training.seed)
-    encoder = student_encoder(
-        torch.from_numpy(teacher.token_vectors),
-        **config.model.model_dump(exclude={"kind"}),
-        n_positions=text.max_tokens,
-        pad=pad,
-    )
+    encoder, origin = _encoder(config.model, teacher, text.max_tokens)
+    n_hidden = int(encoder.config.hidden_size)
+    terms = GazetteerEmbedding(len(contents.gazetteer), n_hidden, 0.0) if contents.gazetteer else None
     n_labels, dropout = len(contents.labels or ()), config.model.dropout
     if contents.family == "intent":
         network: TransformerNetwork = IntentNetwork(encoder, n_labels=n_labels, dropout=dropout)
@@ -118,29 +119,50 @@ def _draft(config: StudentConfig, teacher: Teacher) -> Draft:
             n_labels=n_labels,
             n_tags=len(contents.tags or ()),
             dropout=dropout,
-            crf=_transitions(teacher) if contents.has_transitions else None,
+            crf=_transitions(teacher),
             gazetteer=terms,
         )
     # Temperature and scope are the student's own, settled once it is trained.
     logits = tuple(spec for spec in contents.signature.outputs if spec.name in network.output_names)
-    own: dict[str, Any] = {"encoder": None, "signature": contents.signature.model_copy(update={"outputs": logits})}
+    own: dict[str, Any] = {"encoder": origin, "signature": contents.signature.model_copy(update={"outputs": logits})}
     if contents.family == "intent":
         own |= {"scope": None, "calibration": Calibration()}
-    tokenizer_json = teacher.bundle.path / TOKENIZER
+    directory = teacher.bundles[0].path
     return Draft(
         network,
         contents.model_copy(update=own),
-        tokenizer_json,
-        SubwordEncoder(tokenizer_json, text.max_tokens, text.max_windows),
-        Gazetteer.load(teacher.bundle.path) if contents.gazetteer else None,
+        directory / TOKENIZER,
+        SubwordEncoder(directory / TOKENIZER, text.max_tokens, text.max_windows),
+        Gazetteer.load(directory) if contents.gazetteer else None,
     )
 
 
-def _transitions(teacher: Teacher) -> Crf:
-    """The teacher's own, kept as they are: a student of its logits needs no others."""
+def _encoder(model: StudentModel, teacher: Teacher, max_tokens: int) -> tuple[PreTrainedModel, EncoderOrigin | None]:
+    """The pretrained encoder that is named, or a small one that begins with what the teacher knows of each token."""
+    if model.encoder is None:
+        pad = teacher.contents.signature.inputs[0].pad
+        sizes = model.model_dump(exclude={"kind", "encoder"})
+        vectors_VD = torch.from_numpy(teacher.token_vectors)
+        return student_encoder(vectors_VD, **sizes, n_positions=max_tokens, pad=pad), None
+    resolved = resolve(model.encoder)
+    if open_tokenizer(resolved.directory / TOKENIZER).to_str() != teacher.tokenizer.to_str():
+        raise ConfigError(
+            f"a student must read its teacher's tokens, the tokenizer of {model.encoder} is not that of "
+            f"{teacher.name}; name an encoder with the same one",
+            field="model.encoder",
+        )
+    encoder = load_encoder(resolved.directory)
+    check_max_tokens(max_tokens, model.encoder, encoder.config)
+    return encoder, resolved.origin
+
+
+def _transitions(teacher: Teacher) -> Crf | None:
+    """The teacher's own, kept as they are: a student of its chances needs no others."""
+    if teacher.transitions is None:
+        return None
     crf = Crf(teacher.contents.tags or ())
     with torch.no_grad():
-        crf.transitions.copy_(torch.from_numpy(np.load(teacher.bundle.path / TRANSITIONS, allow_pickle=False)))
+        crf.transitions.copy_(torch.from_numpy(teacher.transitions))
     return crf.requires_grad_(False)
 
 
@@ -168,81 +190,74 @@ def _encode_those_that_fit(texts: Sequence[str], model: TextModel) -> tuple[list
     return encoded, len(texts) - len(encoded)
 
 
-def _loss(
-    config: StudentConfig, examples: Sequence[Encoded], answers: Sequence[Arrays], *, gives_several_labels: bool
-) -> Loss:
+def _loss(config: StudentConfig, drafted: Draft, examples: Sequence[Encoded], chances: Chances) -> Loss:
     """Towards the teacher's answers to all its questions."""
     losses: list[tuple[float, Loss]] = []
-    temperature = config.training.temperature
-    if "tag_logits" in answers[0]:
-        losses.append((1.0, soft_tag_loss(examples, [one["tag_logits"] for one in answers], temperature)))
-    if "intent_logits" in answers[0]:
+    temperature, crf = config.training.temperature, drafted.network.crf
+    if chances.tags is not None:
+        losses.append((1.0, soft_tag_loss(crf, examples, chances.tags, temperature)))
+    if chances.intents is not None:
         joint = config.training.intent_loss_weight if isinstance(config.training, JointStudentTraining) else 1.0
-        logits_NC = np.stack([one["intent_logits"] for one in answers])
-        soft = soft_labels_loss if gives_several_labels else soft_intent_loss
-        losses.append((joint, soft(logits_NC, temperature)))
+        soft = soft_labels_loss if drafted.contents.gives_several_labels else soft_intent_loss
+        losses.append((joint, soft(chances.intents, temperature)))
     return weighted(losses)
 
 
-def soft_intent_loss(teacher_NC: NDArray[np.generic], temperature: float) -> Loss:
-    """Cross-entropy of `intent_logits` [B, C] to the teacher's, as `soft_cross_entropy`, mean over texts."""
-    answers_NC = torch.from_numpy(np.asarray(teacher_NC, dtype=np.float32))
+def soft_intent_loss(chances_NC: NDArray[np.float32], temperature: float) -> Loss:
+    """Cross-entropy of `intent_logits` [B, C] to the teacher's chances, as `soft_cross_entropy`, mean over texts."""
 
     def loss(outputs: Mapping[str, Tensor], chosen: NDArray[np.int64]) -> Tensor:
-        return soft_cross_entropy(outputs["intent_logits"], answers_NC[chosen], temperature)
+        return soft_cross_entropy(outputs["intent_logits"], torch.from_numpy(chances_NC[chosen]), temperature)
 
     return loss
 
 
-def soft_labels_loss(teacher_NC: NDArray[np.generic], temperature: float) -> Loss:
-    """T^2 x the binary cross-entropy of sigmoid(logits / T) [B, C] to the teacher's, mean over texts and labels."""
-    wanted_NC = (torch.from_numpy(np.asarray(teacher_NC, dtype=np.float32)) / temperature).sigmoid()
+def soft_labels_loss(chances_NC: NDArray[np.float32], temperature: float) -> Loss:
+    """T^2 x the binary cross-entropy of sigmoid(logits / T) [B, C] to the chances, mean over texts and labels."""
 
     def loss(outputs: Mapping[str, Tensor], chosen: NDArray[np.int64]) -> Tensor:
-        logits_BC = outputs["intent_logits"] / temperature
-        return temperature**2 * functional.binary_cross_entropy_with_logits(logits_BC, wanted_NC[chosen])
+        logits_BC, wanted_BC = outputs["intent_logits"] / temperature, torch.from_numpy(chances_NC[chosen])
+        return temperature**2 * functional.binary_cross_entropy_with_logits(logits_BC, wanted_BC)
 
     return loss
 
 
-def soft_tag_loss(examples: Sequence[Encoded], teacher: Sequence[NDArray[np.generic]], temperature: float) -> Loss:
-    """The same of `tag_logits` [B, T, K] at the first token of every word, mean over words.
+def soft_tag_loss(
+    crf: Crf | None, examples: Sequence[Encoded], chances: Sequence[NDArray[np.float16]], temperature: float
+) -> Loss:
+    """Cross-entropy of `tag_logits` [B, T, K] at words' first tokens to the teacher's chances, mean over words.
 
-    teacher: [T, K] of every example, [windows, T, K] of a text in windows, which is as many rows of the batch.
+    chances: [W, K] of every example. Of whole sequences where there is a `crf`, as `Crf.loss_to`, otherwise of each
+    word by itself, as `soft_cross_entropy`. A text in windows is as many rows of the batch.
     """
-    places = [_places(one) for one in examples]
-    # Half precision: these answers are the largest thing in a distillation's memory.
-    answers = [
-        np.asarray(logits.reshape(-1, *logits.shape[-2:])[window_W, first_W], dtype=np.float16)
-        for logits, (window_W, first_W) in zip(teacher, places, strict=True)
-    ]
+    places = [places_of_words(one) for one in examples]
 
     def loss(outputs: Mapping[str, Tensor], chosen: NDArray[np.int64]) -> Tensor:
         starts = np.cumsum([0, *(examples[index].n_windows for index in chosen[:-1])])
-        rows = np.concatenate([start + places[index][0] for start, index in zip(starts, chosen, strict=True)])
-        firsts = np.concatenate([places[index][1] for index in chosen])
-        wanted = torch.from_numpy(np.concatenate([answers[index] for index in chosen]).astype(np.float32))
-        return soft_cross_entropy(outputs["tag_logits"][rows, firsts], wanted, temperature)
+        texts = [(start, index) for start, index in zip(starts, chosen, strict=True) if len(chances[index])]
+        if not texts:
+            return outputs["tag_logits"].sum() * 0.0
+        rows = np.concatenate([start + places[index][0] for start, index in texts])
+        firsts = np.concatenate([places[index][1] for _, index in texts])
+        logits = outputs["tag_logits"][rows, firsts]
+        wanted = torch.from_numpy(np.concatenate([chances[index] for _, index in texts]).astype(np.float32))
+        if crf is None:
+            return soft_cross_entropy(logits, wanted, temperature)
+        lengths = [len(chances[index]) for _, index in texts]
+        wanted_BWK, logits_BWK = (
+            pad_sequence(list(torch.split(part, lengths)), batch_first=True) for part in (wanted, logits)
+        )
+        return crf.loss_to(wanted_BWK, logits_BWK, torch.tensor(lengths), temperature)
 
     return loss
 
 
-def _places(encoded: Encoded) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Window and first token [W] of every word that has a token."""
-    first_W = np.array(encoded.first_pieces, dtype=np.int64)
-    window_W = np.array(encoded.word_windows or np.zeros_like(first_W), dtype=np.int64)
-    return window_W[first_W >= 0], first_W[first_W >= 0]
-
-
-def soft_cross_entropy(logits: Tensor, wanted: Tensor, temperature: float) -> Tensor:
-    """Mean over rows of T^2 x the cross-entropy of softmax(logits / T) to softmax(wanted / T); 0 without rows.
+def soft_cross_entropy(logits: Tensor, chances: Tensor, temperature: float) -> Tensor:
+    """Mean over rows of T^2 x the cross-entropy of softmax(logits / T) to the chances.
 
     Hinton et al. 2015, section 2: T^2 keeps the gradient's size, whatever T.
     """
-    if not len(logits):
-        return logits.sum()
-    total = functional.cross_entropy(logits / temperature, (wanted / temperature).softmax(-1), reduction="mean")
-    return temperature**2 * total
+    return temperature**2 * functional.cross_entropy(logits / temperature, chances)
 
 
 def _scorer(

@@ -85,14 +85,14 @@ def run(order: Order, tracking: Tracking, terminal: Recorder) -> Trained:
     started = time.perf_counter()
     check_name(order.name)
     family, splits = family_of(order.config.task), read(order)
-    config, teacher = with_teacher(order.config, tracking)
+    config, teachers = with_teachers(order.config, tracking)
     digests = _digests(splits)
     settings = order.config.model_dump(mode="json")
     fingerprint = _sha256(
         {
             "config": settings,
             "data": {split: one.sha256 for split, one in digests.items()},
-            **({"teacher": teacher.digest} if teacher is not None else {}),
+            **({"teacher": [one.digest for one in teachers]} if teachers else {}),
         }
     )
     with (
@@ -123,7 +123,7 @@ def run(order: Order, tracking: Tracking, terminal: Recorder) -> Trained:
                 config_sha256=_sha256(settings),
                 data=digests,
                 code_version=metadata.version("rankyard"),
-                teacher=teacher,
+                teacher=teachers[0] if len(teachers) == 1 else teachers or None,
                 tolerance=_GOLDEN_TOLERANCE,
                 int8_recipe=report.int8_recipe,
                 fp16_tolerance=None if report.fp16 is None else FP16_MARGIN * report.fp16.largest_difference,
@@ -149,7 +149,7 @@ def run(order: Order, tracking: Tracking, terminal: Recorder) -> Trained:
 def follow(order: Order, tracking: Tracking) -> None:
     """Train beside the process that runs the line, as `training.processes` has it; record and keep nothing."""
     splits = read(order)
-    config, _ = with_teacher(order.config, tracking)
+    config, _ = with_teachers(order.config, tracking)
     with tempfile.TemporaryDirectory() as nowhere, _engine(order, config, tracking):
         family_of(config.task).fit(config, splits, _Told(), Checkpoint(Path(nowhere), ""))
 
@@ -218,13 +218,16 @@ class _Told:
             recorder.say(sentence)
 
 
-def with_teacher(config: TrainConfig, tracking: Tracking) -> tuple[TrainConfig, TeacherOrigin | None]:
-    """Fetch the teacher that a student's configuration names: its REF becomes the directory of its bundle."""
-    ref = getattr(config, "teacher", None)
-    if ref is None:
-        return config, None
-    bundle = tracking.resolve(ref)
-    return config.model_copy(update={"teacher": str(bundle.path)}), TeacherOrigin(requested=ref, digest=bundle.digest)
+def with_teachers(config: TrainConfig, tracking: Tracking) -> tuple[TrainConfig, tuple[TeacherOrigin, ...]]:
+    """Fetch the teachers that a student's configuration names: each REF becomes the directory of its bundle."""
+    refs = getattr(config, "teachers", ())
+    bundles = [tracking.resolve(ref) for ref in refs]
+    origins = tuple(
+        TeacherOrigin(requested=ref, digest=bundle.digest) for ref, bundle in zip(refs, bundles, strict=True)
+    )
+    if not origins:
+        return config, ()
+    return config.model_copy(update={"teacher": tuple(str(bundle.path) for bundle in bundles)}), origins
 
 
 def _digests(splits: Splits[Any]) -> dict[str, SplitDigest]:

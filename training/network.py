@@ -42,7 +42,7 @@ from training.config import (
 )
 from training.data.labels import implied_labels, known_labels, known_tags
 from training.data.splits import IntentRows, Splits, TaggingRows
-from training.encoder import resolve
+from training.encoder import check_max_tokens, resolve
 from training.export import network_to_onnx
 from training.fit import Checkpoint, Recorder
 from training.intent_prior import penalties
@@ -141,6 +141,7 @@ def _draft(
     resolved = resolve(model.encoder)
     torch.manual_seed(training.seed)
     encoder = load_encoder(resolved.directory)
+    check_max_tokens(model.max_tokens, model.encoder, encoder.config)
     terms = None
     if gazetteer is not None:
         terms = GazetteerEmbedding(len(gazetteer.types), int(encoder.config.hidden_size), _UNSEEN_TERMS)

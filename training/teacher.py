@@ -1,13 +1,14 @@
-"""A trained model whose answers a student learns: a bundle, asked as it is served.
+"""Trained models whose answers a student learns: bundles, asked as they are served.
 
-Shapes: T tokens, C intent labels, K tags, V tokens of the vocabulary, D dimensions of an embedding.
+Shapes: N texts, T tokens, W words that have a token, C intent labels, K tags, V tokens of the vocabulary, D dimensions
+of an embedding.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 
 import numpy as np
@@ -15,10 +16,13 @@ import onnx
 import torch
 from numpy.typing import NDArray
 from onnx import numpy_helper
+from scipy.special import expit, softmax
 from tokenizers import Tokenizer
 
 from models.batch import Arrays, Encoded, collate
+from models.chain import TRANSITIONS, TagChain
 from models.errors import ConfigError
+from models.gazetteer import GAZETTEER
 from models.gazetteer import INPUT as GAZETTEER_INPUT
 from models.intent import IntentModel
 from models.manifest import Contents, SubwordText
@@ -38,60 +42,91 @@ _ANSWER_TOKENS = 1024
 _READ = {"input_ids", "attention_mask", GAZETTEER_INPUT}
 _ANSWERED = {"intent_logits", "tag_logits", DISTANCE_OUTPUT}
 
+_SHARED = ("text", "labels", "tags", "gives_several_labels", "implied_labels", "has_transitions", "gazetteer")
+"""Of the manifest, what several teachers must have in common."""
+
+
+@dataclass(frozen=True)
+class Chances:
+    """How likely each label and each tag is of N texts; None where that was not asked.
+
+    intents: [N, C]. tags: [W, K] of every text, in half precision: the largest thing in a distillation's memory.
+    """
+
+    intents: NDArray[np.float32] | None
+    tags: tuple[NDArray[np.float16], ...] | None
+
 
 @dataclass(frozen=True)
 class Teacher:
-    """A bundle that answers texts through its tokens."""
+    """One bundle, or several that answer the same questions of the same tokens.
 
-    bundle: Bundle
+    model, contents: those of the first. Several find an answer as likely as they do in the mean.
+    """
+
+    bundles: tuple[Bundle, ...]
     model: TextModel
     contents: Contents
 
     @classmethod
     def open(cls, config: StudentConfig) -> Teacher:
-        """Open the bundle; ConfigError where no student can learn from it."""
-        bundle = open_bundle(Path(config.teacher))
-        manifest = bundle.manifest
-        contents = Contents(**{name: getattr(manifest, name) for name in Contents.model_fields})
-        if contents.family != config.task:
-            raise ConfigError(
-                f"the teacher of a student for {config.task} must be of that family, {manifest.name} is a model for "
-                f"{contents.family}",
-                field="teacher",
-            )
-        reads, answers = (
-            {spec.name for spec in side} for side in (contents.signature.inputs, contents.signature.outputs)
-        )
-        model = open_model(bundle.path, contents)
-        if (
-            isinstance(model, RankingModel)
-            or not isinstance(contents.text, SubwordText)
-            or not reads <= _READ
-            or not answers <= _ANSWERED
-        ):
-            raise ConfigError(
-                f"a student learns from a transformer (tokens in, logits out), {manifest.name} reads "
-                f"{', '.join(sorted(reads))} and answers {', '.join(sorted(answers))}; name another teacher",
-                field="teacher",
-            )
-        return cls(bundle, model, contents)
+        """Open the bundles; ConfigError where no student can learn from one of them, or not from all together."""
+        bundles = tuple(open_bundle(Path(directory)) for directory in config.teachers)
+        for bundle in bundles:
+            _check(bundle, config.task)
+            _compare(bundles[0], bundle)
+        contents = _contents(bundles[0])
+        model = open_model(bundles[0].path, contents)
+        if isinstance(model, RankingModel):
+            raise TypeError(f"a teacher of {config.task} reads texts, {bundles[0].manifest.name} does not")
+        return cls(bundles, model, contents)
 
-    def answer(self, requests: Sequence[Encoded], progress: Callable[[int], None] = lambda _: None) -> list[Arrays]:
-        """What the served variant answers to each request: `intent_logits` [C], `tag_logits` [T, K] of its tokens."""
-        session = OnnxSession(self.bundle.model_file(), n_threads=torch.get_num_threads())
-        signature = self.contents.signature
-        return answers_of(
-            lambda batch: session.run(collate(batch, signature)), requests, signature, _ANSWER_TOKENS, progress
+    def chances(
+        self, requests: Sequence[Encoded], temperature: float, progress: Callable[[int], None] = lambda _: None
+    ) -> Chances:
+        """How likely the served variants find each answer to each request, their scores divided by `temperature`.
+
+        Of tags with transitions the marginals over whole sequences, else the softmax of every word.
+        """
+        intents: list[NDArray[np.float32]] = []
+        tags: list[list[NDArray[np.float32]]] = []
+        for place, bundle in enumerate(self.bundles):
+            answers = _ask(bundle, requests, partial(_count, progress, place * len(requests)))
+            if "intent_logits" in answers[0]:
+                logits_NC = np.stack([one["intent_logits"] for one in answers]).astype(np.float32) / temperature
+                intents.append(expit(logits_NC) if self.contents.gives_several_labels else softmax(logits_NC, axis=1))
+            if "tag_logits" in answers[0]:
+                marginals = self._marginals(bundle, temperature)
+                its = zip(requests, answers, strict=True)
+                tags.append([marginals(of_words(one, answer["tag_logits"]) / temperature) for one, answer in its])
+        return Chances(
+            intents=np.mean(intents, axis=0) if intents else None,
+            tags=tuple(np.mean(each, axis=0).astype(np.float16) for each in zip(*tags, strict=True)) if tags else None,
         )
+
+    def _marginals(self, bundle: Bundle, temperature: float) -> Callable[[NDArray[np.float64]], NDArray[np.float32]]:
+        """From scores [W, K] of a text's words to the chance of each tag at each word."""
+        if not self.contents.has_transitions:
+            return lambda logits_WK: softmax(logits_WK, axis=1).astype(np.float32)
+        chain = TagChain(self.contents.tags or (), _transitions(bundle) / temperature)
+        return lambda logits_WK: chain.marginals(logits_WK).astype(np.float32)
+
+    @cached_property
+    def transitions(self) -> NDArray[np.float32] | None:
+        """What they learned of the order of tags [K + 2, K], in the mean; None where they learned none of it."""
+        if not self.contents.has_transitions:
+            return None
+        mean: NDArray[np.float32] = np.mean([_transitions(bundle) for bundle in self.bundles], axis=0)
+        return mean
 
     @cached_property
     def token_vectors(self) -> NDArray[np.float32]:
-        """What it knows of each token [V, D]: the embedding, and its answers to a text of that token alone.
+        """What the first one knows of each token [V, D]: the embedding, and its answers to a text of that token alone.
 
         Both parts are centred and have a total variance of 1.
         """
-        embeddings_VD = self._embeddings()
-        alone = self.answer([self._alone(token) for token in range(len(embeddings_VD))])
+        embeddings_VD = _embeddings(self.bundles[0])
+        alone = _ask(self.bundles[0], [self._alone(token) for token in range(len(embeddings_VD))])
         answers = [[one["intent_logits"] for one in alone]] if "intent_logits" in alone[0] else []
         if "tag_logits" in alone[0]:
             answers.append([one["tag_logits"][self._place] for one in alone])
@@ -107,10 +142,15 @@ class Teacher:
             arrays[GAZETTEER_INPUT] = np.zeros(len(ids), dtype=np.int64)
         return Encoded(arrays)
 
+    @property
+    def name(self) -> str:
+        """Name of the model, or of the first of several."""
+        return self.bundles[0].manifest.name
+
     @cached_property
     def tokenizer(self) -> Tokenizer:
-        """Its tokenizer, without padding and truncation."""
-        return open_tokenizer(self.bundle.path / TOKENIZER)
+        """The tokenizer of all, without padding and truncation."""
+        return open_tokenizer(self.bundles[0].path / TOKENIZER)
 
     @cached_property
     def _frame(self) -> list[int]:
@@ -122,15 +162,83 @@ class Teacher:
         """Where the first token of a text stands, after the special ones."""
         return self._frame.index(self.tokenizer.encode("a", add_special_tokens=False).ids[0])
 
-    def _embeddings(self) -> NDArray[np.float32]:
-        """The table of its token embeddings [V, D], out of `model.onnx`."""
-        graph = onnx.load(str(self.bundle.path / MODEL)).graph
-        tables = {node.input[0] for node in graph.node if node.op_type == "Gather" and node.input[1] == "input_ids"}
-        for tensor in graph.initializer:
-            if tensor.name in tables and len(tensor.dims) == 2:
-                return np.array(numpy_helper.to_array(tensor), dtype=np.float32)
+
+def places_of_words(encoded: Encoded) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Window and first token [W] of every word that has a token."""
+    first_W = np.array(encoded.first_pieces, dtype=np.int64)
+    window_W = np.array(encoded.word_windows or np.zeros_like(first_W), dtype=np.int64)
+    return window_W[first_W >= 0], first_W[first_W >= 0]
+
+
+def of_words(encoded: Encoded, logits: NDArray[np.generic]) -> NDArray[np.float64]:
+    """Of logits [T, K], of a text in windows [windows, T, K], those at the first token of every word: [W, K]."""
+    window_W, first_W = places_of_words(encoded)
+    return np.asarray(logits.reshape(-1, *logits.shape[-2:])[window_W, first_W], dtype=np.float64)
+
+
+def _check(bundle: Bundle, task: str) -> None:
+    """Refuse a bundle that no student of `task` can learn from."""
+    manifest = bundle.manifest
+    if manifest.family != task:
         raise ConfigError(
-            f"a teacher must look its tokens up in a table of embeddings, {self.bundle.manifest.name} does not; "
-            "name another teacher",
+            f"the teacher of a student for {task} must be of that family, {manifest.name} is a model for "
+            f"{manifest.family}",
             field="teacher",
         )
+    reads, answers = ({spec.name for spec in side} for side in (manifest.signature.inputs, manifest.signature.outputs))
+    if not isinstance(manifest.text, SubwordText) or not reads <= _READ or not answers <= _ANSWERED:
+        raise ConfigError(
+            f"a student learns from a transformer (tokens in, logits out), {manifest.name} reads "
+            f"{', '.join(sorted(reads))} and answers {', '.join(sorted(answers))}; name another teacher",
+            field="teacher",
+        )
+
+
+def _compare(first: Bundle, other: Bundle) -> None:
+    """Refuse two teachers whose answers cannot be joined."""
+    differing = [name for name in _SHARED if getattr(first.manifest, name) != getattr(other.manifest, name)]
+    digests = first.manifest.files, other.manifest.files
+    differing += [name for name in (TOKENIZER, GAZETTEER) if digests[0].get(name) != digests[1].get(name)]
+    if differing:
+        raise ConfigError(
+            f"teachers must read and answer alike, {first.manifest.name} ({first.digest[:12]}) and "
+            f"{other.manifest.name} ({other.digest[:12]}) differ in {', '.join(differing)}; train them on the "
+            "same rows, each with its own training.seed",
+            field="teacher",
+        )
+
+
+def _contents(bundle: Bundle) -> Contents:
+    return Contents(**{name: getattr(bundle.manifest, name) for name in Contents.model_fields})
+
+
+def _ask(bundle: Bundle, requests: Sequence[Encoded], progress: Callable[[int], None] = lambda _: None) -> list[Arrays]:
+    """What the served variant answers to each request: `intent_logits` [C], `tag_logits` [T, K] of its tokens."""
+    session = OnnxSession(bundle.model_file(), n_threads=torch.get_num_threads())
+    signature = bundle.manifest.signature
+    return answers_of(
+        lambda batch: session.run(collate(batch, signature)), requests, signature, _ANSWER_TOKENS, progress
+    )
+
+
+def _count(progress: Callable[[int], None], n_before: int, n_done: int) -> None:
+    progress(n_before + n_done)
+
+
+def _transitions(bundle: Bundle) -> NDArray[np.float32]:
+    learned: NDArray[np.float32] = np.load(bundle.path / TRANSITIONS, allow_pickle=False)
+    return learned
+
+
+def _embeddings(bundle: Bundle) -> NDArray[np.float32]:
+    """The table of a bundle's token embeddings [V, D], out of `model.onnx`."""
+    graph = onnx.load(str(bundle.path / MODEL)).graph
+    tables = {node.input[0] for node in graph.node if node.op_type == "Gather" and node.input[1] == "input_ids"}
+    for tensor in graph.initializer:
+        if tensor.name in tables and len(tensor.dims) == 2:
+            return np.array(numpy_helper.to_array(tensor), dtype=np.float32)
+    raise ConfigError(
+        f"a teacher must look its tokens up in a table of embeddings, {bundle.manifest.name} does not; "
+        "name another one",
+        field="teacher",
+    )

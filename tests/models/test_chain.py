@@ -52,6 +52,18 @@ def test_a_parts_chance_is_that_of_all_sequences_with_the_same_tags_there(logits
     assert chain.chances(logits, path, [(start, end)]) == pytest.approx([same / sum(odds.values())])
 
 
+@settings(deadline=None, max_examples=60)
+@given(LOGITS, st.none() | LEARNED)
+def test_marginals_are_those_of_all_valid_sequences(logits, learned):
+    scores = scores_of_all_valid_sequences(logits, np.zeros((7, 5)) if learned is None else learned)
+    odds = {sequence: np.exp(score) for sequence, score in scores.items()}
+    expected = np.zeros_like(logits)
+    for sequence, odd in odds.items():
+        expected[range(len(logits)), sequence] += odd / sum(odds.values())
+    assert TagChain(TAGS, learned).marginals(logits) == pytest.approx(expected)
+    assert TagChain(TAGS, learned).marginals(logits[:0]).shape == (0, 5)
+
+
 def test_without_learned_transitions_a_parts_chance_is_the_product_over_its_words():
     logits = np.log([[0.7, 0.3], [0.2, 0.8]])
     assert TagChain(("O", "B-brand")).chances(logits, [0, 1], [(0, 1), (0, 2)]) == pytest.approx([0.7, 0.56])

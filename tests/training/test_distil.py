@@ -7,8 +7,10 @@ import pytest
 import torch
 
 from models.batch import Encoded
+from models.chain import TRANSITIONS
 from models.errors import ConfigError, DataError
 from models.model import open_model
+from models.networks.crf import Crf
 from models.session import OnnxSession
 from registry.tracking import Tracking
 from registry.workspace import Workspace
@@ -44,14 +46,18 @@ def tracking(tmp_path_factory):
 @pytest.fixture(scope="module")
 def teacher(data, tracking, tmp_path_factory):
     encoder = str(write_encoder(tmp_path_factory.mktemp("encoder")))
-    raw = {
+    return run(Order(parse(teaching(encoder), "tagging"), data, "shop"), tracking, Listener())
+
+
+def teaching(encoder, **training):
+    training = {"epochs": 12, "batch_size": 8, "learning_rate": 3e-3, "head_learning_rate": 1e-2} | training
+    return {
         "task": "tagging",
         "model": {"kind": "transformer", "encoder": encoder, "max_tokens": 16},
-        "training": {"epochs": 12, "batch_size": 8, "learning_rate": 3e-3, "head_learning_rate": 1e-2},
+        "training": training,
         "evaluate": EVALUATE,
         "quantize": {"max_loss": 1.0},
     }
-    return run(Order(parse(raw, "tagging"), data, "shop"), tracking, Listener())
 
 
 def student(**changes):
@@ -83,6 +89,63 @@ def test_a_student_learns_its_teachers_answers_and_may_take_its_name(teacher, da
     reading = model.decode("green adidas shirt", encoded, {name: array[0] for name, array in outputs.items()})
     assert [entity.type for entity in reading.entities] == ["colour", "brand"]
     assert reading.intent.label == "search"
+
+
+def test_a_student_learns_from_several_with_an_encoder_of_its_own(teacher, data, tracking, tmp_path_factory):
+    encoder = str(write_encoder(tmp_path_factory.mktemp("own")))
+    other = run(Order(parse(teaching(encoder, seed=14), "tagging"), data, "shop-14"), tracking, Listener())
+    config = student(
+        teacher=["shop/1", "shop-14@candidate"],
+        model={"kind": "student", "encoder": encoder},
+        training={"epochs": 12, "batch_size": 8, "learning_rate": 3e-3, "head_learning_rate": 1e-2, "temperature": 1.0},
+    )
+    made = run(Order(config, data, "shop-taught"), tracking, Listener())
+    manifest = made.bundle.manifest
+    assert [one.requested for one in manifest.teacher] == ["shop/1", "shop-14@candidate"]
+    assert [one.digest for one in manifest.teacher] == [teacher.bundle.digest, other.bundle.digest]
+    assert manifest.encoder.requested == encoder
+    assert made.metrics["valid"]["exact_match"] > 0.9
+    mean = np.mean([np.load(one.bundle.path / TRANSITIONS) for one in (teacher, other)], axis=0)
+    np.testing.assert_array_equal(np.load(made.bundle.path / TRANSITIONS), mean)
+
+
+def test_several_are_as_sure_as_in_the_mean(teacher, data, tracking, tmp_path_factory):
+    encoder = str(write_encoder(tmp_path_factory.mktemp("own")))
+    other = run(Order(parse(teaching(encoder, seed=15, epochs=1), "tagging"), data, "shop-15"), tracking, Listener())
+    paths = [str(one.bundle.path) for one in (teacher, other)]
+    first, second, both = (
+        Teacher.open(student().model_copy(update={"teacher": teachers})) for teachers in (*paths, tuple(paths))
+    )
+    requests = [first.model.encode(text) for text in ("green adidas shirt", "where is my order")]
+    chances = [one.chances(requests, 2.0) for one in (first, second, both)]
+    np.testing.assert_allclose(chances[2].intents, (chances[0].intents + chances[1].intents) / 2, rtol=1e-5)
+    for one, other_one, mean in zip(*(one.tags for one in chances), strict=True):
+        np.testing.assert_allclose(mean, (one.astype(np.float32) + other_one.astype(np.float32)) / 2, atol=2e-3)
+        np.testing.assert_allclose(mean.astype(np.float32).sum(axis=1), 1, atol=5e-3)
+
+
+def test_teachers_of_different_labels_are_refused(teacher, data, tracking, tmp_path_factory, tmp_path):
+    for split in ("train", "valid"):
+        text = (data / f"{split}.jsonl").read_text()
+        (tmp_path / f"{split}.jsonl").write_text(text.replace('"label": "order"', '"label": "returns"'))
+    encoder = str(write_encoder(tmp_path_factory.mktemp("own")))
+    other = run(Order(parse(teaching(encoder, epochs=1), "tagging"), tmp_path, "returns"), tracking, Listener())
+    teachers = (str(teacher.bundle.path), str(other.bundle.path))
+    with pytest.raises(
+        ConfigError, match=r"read and answer alike, shop \(.{12}\) and returns \(.{12}\) differ in labels;"
+    ):
+        Teacher.open(student().model_copy(update={"teacher": teachers}))
+
+
+def test_an_encoder_of_other_tokens_is_refused(teacher, data, tmp_path):
+    encoder = write_encoder(tmp_path)
+    text = (encoder / "tokenizer.json").read_text()
+    (encoder / "tokenizer.json").write_text(text.replace('"nike"', '"puma"'))
+    config = student(model={"kind": "student", "encoder": str(encoder)})
+    with pytest.raises(ConfigError, match="is not that of shop; name an encoder with the same one"):
+        fit(config, tagging.read(data, config), teacher, Listener())
+    with pytest.raises(ConfigError, match=r"a pretrained encoder has its own size, .* leave out n_hidden, n_layers"):
+        student(model={"kind": "student", "encoder": str(encoder), "n_layers": 1, "n_hidden": 8})
 
 
 def fit(config, splits, teacher, listener):
@@ -120,20 +183,27 @@ def test_two_temperatures_of_the_same_answers_lose_what_the_teacher_is_unsure_of
         odds = np.exp(wanted.numpy() / temperature)
         chances = odds / odds.sum(axis=1, keepdims=True)
         entropy = -(chances * np.log(chances)).sum(axis=1).mean()
-        found = soft_cross_entropy(wanted, wanted, temperature)
+        found = soft_cross_entropy(wanted, torch.from_numpy(chances), temperature)
         assert found.item() == pytest.approx(temperature**2 * entropy, rel=1e-6)
-        assert soft_cross_entropy(wanted.flip(1), wanted, temperature) > found
-    assert soft_cross_entropy(wanted[:0], wanted[:0], 1.0).item() == 0
+        assert soft_cross_entropy(wanted.flip(1), torch.from_numpy(chances), temperature) > found
 
 
 def test_the_loss_of_tags_reads_the_first_token_of_every_word_in_its_window():
     one = Encoded({"input_ids": np.zeros(4, np.int64)}, first_pieces=(1, -1, 2))
     two = Encoded({"input_ids": np.zeros((2, 4), np.int64)}, first_pieces=(1, 2), word_windows=(0, 1), n_windows=2)
+    none = Encoded({"input_ids": np.zeros(2, np.int64)}, first_pieces=(-1,))
     generator = np.random.default_rng(0)
-    teacher = [generator.normal(size=(4, 2)).astype(np.float16), generator.normal(size=(2, 4, 2)).astype(np.float16)]
-    logits = torch.from_numpy(generator.normal(size=(3, 4, 2)).astype(np.float32))
-    found = soft_tag_loss([one, two], teacher, 1.0)({"tag_logits": logits}, np.array([1, 0]))
-    mine = torch.stack([logits[0, 1], logits[1, 2], logits[2, 1], logits[2, 2]])
-    theirs = np.stack([teacher[1][0, 1], teacher[1][1, 2], teacher[0][1], teacher[0][2]]).astype(np.float32)
-    expected = soft_cross_entropy(mine, torch.from_numpy(theirs), 1.0)
+    chances = [generator.dirichlet((1, 1), size=2).astype(np.float16) for _ in range(2)] + [np.zeros((0, 2))]
+    logits = torch.from_numpy(generator.normal(size=(4, 4, 2)).astype(np.float32))
+    # The batch: the text of no word, the one in two windows, the other one.
+    chosen, mine = np.array([2, 1, 0]), torch.stack([logits[1, 1], logits[2, 2], logits[3, 1], logits[3, 2]])
+    theirs = torch.from_numpy(np.concatenate([chances[1], chances[0]]).astype(np.float32))
+    found = soft_tag_loss(None, [one, two, none], chances, 1.0)({"tag_logits": logits}, chosen)
+    torch.testing.assert_close(found, soft_cross_entropy(mine, theirs, 1.0))
+    crf = Crf(("O", "B-brand"))
+    with torch.no_grad():
+        crf.transitions.normal_()
+    found = soft_tag_loss(crf, [one, two, none], chances, 2.0)({"tag_logits": logits}, chosen)
+    expected = crf.loss_to(theirs.view(2, 2, 2), mine.view(2, 2, 2), torch.tensor([2, 2]), 2.0)
     torch.testing.assert_close(found, expected)
+    assert soft_tag_loss(crf, [none], chances[2:], 2.0)({"tag_logits": logits}, np.array([0])).item() == 0

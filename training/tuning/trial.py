@@ -66,9 +66,8 @@ class Bench:
         read = [line.read(line.Order(_seeded(base, repeat), data, "")) for repeat in range(config.repeats)]
         self.notes: tuple[str, ...] = read[0].notes
         self._splits: list[Splits[Any]] = [replace(splits, test=None) for splits in read]
-        origin = line.with_teacher(base, tracking)[1]
-        self.teacher = None if origin is None else origin.digest
-        """Digest of the bundle that a student's base configuration learns from."""
+        self.teachers = [origin.digest for origin in line.with_teachers(base, tracking)[1]]
+        """Digests of the bundles that a student's base configuration learns from."""
         self._opened: dict[int, tuple[str, Model]] = {}
         self._featurizers: dict[Any, Any] = {}
 
@@ -106,7 +105,7 @@ class Bench:
     ) -> Outcome:
         begin = time.perf_counter()
         fingerprint = hashlib.sha256(config.model_dump_json().encode()).hexdigest()
-        config, _ = line.with_teacher(config, self._tracking)
+        config, _ = line.with_teachers(config, self._tracking)
         directory = scratch / f"checkpoint-{fingerprint[:16]}"
         checkpoint = Checkpoint(directory, fingerprint, resume=directory.exists())
         with self._kept(config):

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from models.chain import bio_transitions
+from models.chain import TagChain, bio_transitions
 from models.networks.crf import Crf
 
 TAGS = ("O", "B-brand", "I-brand", "B-size", "I-size")
@@ -36,6 +36,29 @@ def test_the_loss_is_that_of_all_sequences_written_out(seed):
         for text, n in enumerate(lengths.tolist())
     )
     assert crf.loss(logits, targets, lengths).item() == pytest.approx(expected / 8, rel=1e-5)
+
+
+@pytest.mark.parametrize("temperature", [1.0, 2.0])
+def test_the_loss_to_another_field_is_least_at_its_own_logits_and_grows_by_the_divergence(temperature):
+    torch.manual_seed(0)
+    crf = Crf(TAGS).requires_grad_(False)
+    crf.transitions.normal_()
+    transitions = crf.transitions.double().numpy() / temperature
+    scores = transitions + bio_transitions(TAGS)
+    mine, theirs = torch.randn(3, 5) * 2, torch.randn(3, 5) * 2
+    divergence = 0.0
+    for path in product(range(5), repeat=3):
+        lost, theirs_lost = (
+            negative_log_likelihood(logits.double().numpy() / temperature, scores, path) for logits in (mine, theirs)
+        )
+        if np.isfinite(lost):
+            divergence += np.exp(-theirs_lost) * (lost - theirs_lost)
+    chances = torch.from_numpy(TagChain(TAGS, transitions).marginals(theirs.double().numpy() / temperature)).float()
+    alone = [crf.loss_to(chances[None], one[None], torch.tensor([3]), temperature).item() for one in (mine, theirs)]
+    assert alone[0] - alone[1] == pytest.approx(temperature**2 * divergence / 3, rel=1e-4)
+    logits = theirs[None].clone().requires_grad_()
+    crf.loss_to(chances[None], logits, torch.tensor([3]), temperature).backward()
+    torch.testing.assert_close(logits.grad, torch.zeros(1, 3, 5), atol=1e-6, rtol=0)
 
 
 def test_far_apart_scores_have_gradients_that_are_numbers():
