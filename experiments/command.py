@@ -10,6 +10,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from models.errors import NotFoundError
+from registry.bundle import Bundle
+from registry.tracking import Tracking
+from registry.workspace import Workspace
+
 
 def rankyard(*arguments: str) -> dict[str, Any]:
     """Run one command; gives what it prints as JSON."""
@@ -26,6 +31,18 @@ def train(
     settings = [part for override in overrides for part in ("--set", override)]
     places = ["--data", str(data), "--name", name, "--workspace", str(workspace)]
     return rankyard("train", task, "--config", configuration, *places, *settings)
+
+
+def trained(
+    task: str, configuration: str, data: Path, name: str, workspace: Path, overrides: Sequence[str] = ()
+) -> Bundle:
+    """The model that the workspace has under its name, trained first where it has none."""
+    tracking = Tracking(Workspace(workspace.absolute()))
+    try:
+        return tracking.resolve(f"{name}@candidate")
+    except NotFoundError:
+        train(task, configuration, data, name, tracking.workspace.root, overrides)
+        return tracking.resolve(f"{name}@candidate")
 
 
 def options(description: str | None) -> argparse.ArgumentParser:
@@ -55,7 +72,7 @@ def demo_intent(workspace: Path, settings: Mapping[str, Any]) -> Path:
     return Path(note.read_text())
 
 
-def evaluation(answer: dict[str, Any]) -> dict[str, Any]:
-    """Read the `evaluation.json` of the bundle that an answer names."""
-    report: dict[str, Any] = json.loads((Path(answer["bundle"]) / "evaluation.json").read_text())
+def evaluation(bundle: Path) -> dict[str, Any]:
+    """Read the `evaluation.json` of a bundle."""
+    report: dict[str, Any] = json.loads((bundle / "evaluation.json").read_text())
     return report

@@ -23,7 +23,6 @@ from experiments import command
 from experiments.report import Row, mean_interval, save
 from models.batch import collate, split
 from models.bootstrap import paired_difference
-from models.errors import NotFoundError
 from models.model import open_model
 from models.session import OnnxSession
 from registry.bundle import Bundle, open_bundle
@@ -61,7 +60,11 @@ def main() -> None:
 def study(name: str, settings: dict[str, Any], data: Path, tracking: Tracking, ref: str | None) -> None:
     """Train what is missing, compare, and save the result."""
     task, metric = settings["task"], settings["metric"]
-    teacher = tracking.resolve(ref) if ref else teacher_of(settings, data, tracking)
+    if ref:
+        teacher = tracking.resolve(ref)
+    else:
+        its = settings["teacher"]
+        teacher = command.trained(task, its["configuration"], data, its["name"], tracking.workspace.root)
     # A student decides on scope where its teacher does: what is called out of scope is lost to accuracy_in_scope.
     alike = ["scope=null"] if task == "intent" and teacher.manifest.scope is None else []
     students, seconds = [], []
@@ -109,17 +112,6 @@ def study(name: str, settings: dict[str, Any], data: Path, tracking: Tracking, r
         print(f"{row.data} {row.metric}: {row.value:.4f} [{row.low:.4f}, {row.high:.4f}], target {row.target}")
 
 
-def teacher_of(settings: dict[str, Any], data: Path, tracking: Tracking) -> Bundle:
-    """The registered teacher, trained where there is none."""
-    name = settings["teacher"]["name"]
-    try:
-        return tracking.resolve(f"{name}@candidate")
-    except NotFoundError:
-        root = tracking.workspace.root
-        command.train(settings["task"], settings["teacher"]["configuration"], data, name, root)
-        return tracking.resolve(f"{name}@candidate")
-
-
 def loss(teacher: Bundle, student: Bundle, metric: str) -> tuple[float, float, float]:
     """How much the student is below the teacher on the same test examples, with its paired bootstrap interval."""
     theirs, mine = Predictions.load(teacher.path), Predictions.load(student.path)
@@ -129,7 +121,7 @@ def loss(teacher: Bundle, student: Bundle, metric: str) -> tuple[float, float, f
 
 def quality(bundle: Bundle) -> dict[str, float]:
     """The served variant's figures on the test split."""
-    report = json.loads((bundle.path / "evaluation.json").read_text())
+    report = command.evaluation(bundle.path)
     found: dict[str, float] = report["variants"][report["served_variant"]]["quality"]["test"]["metrics"]
     return found
 

@@ -63,7 +63,7 @@ def train(configuration: str, seed: int, data: Path, settings: list[str], worksp
     overrides = [f"training.seed={seed}", *settings]
     answered = command.train("tagging", configuration, data, "gazetteer-study", workspace, overrides)
     bundle = open_bundle(Path(answered["bundle"]))
-    report = command.evaluation(answered)
+    report = command.evaluation(Path(answered["bundle"]))
     served = report["variants"][report["served_variant"]]
     quality = served["quality"]["test"]
     unseen = unseen_brands(bundle, data)

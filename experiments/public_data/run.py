@@ -54,8 +54,10 @@ def train(name: str, study: dict[str, Any], seed: int, data: Path, workspace: Pa
         if "per_label" in study:
             data = few(data, Path(directory), study["per_label"], seed)
         overrides = [f"training.seed={seed}", *study.get("set", [])]
+        if "teachers" in study:
+            overrides.append(f"teacher=[{', '.join(teachers(study, data, workspace))}]")
         answer = command.train(study["task"], study["configuration"], data, name, workspace, overrides)
-    report = command.evaluation(answer)
+    report = command.evaluation(Path(answer["bundle"]))
     served = report["variants"][report["served_variant"]]
     return {
         "data": data.name,
@@ -70,6 +72,19 @@ def train(name: str, study: dict[str, Any], seed: int, data: Path, workspace: Pa
         "float32_test": report["variants"]["float32"]["quality"]["test"]["metrics"],
         "latency": served["latency"],
     }
+
+
+def teachers(study: dict[str, Any], data: Path, workspace: Path) -> list[str]:
+    """The directories of those to learn from: trained by the first run that asks for them, one a seed."""
+    its = study["teachers"]
+    return [
+        str(
+            command.trained(
+                study["task"], its["configuration"], data, f"{data.name}{seed}", workspace, [f"training.seed={seed}"]
+            ).path
+        )
+        for seed in its["seeds"]
+    ]
 
 
 def few(data: Path, directory: Path, per_label: int, seed: int) -> Path:

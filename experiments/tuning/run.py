@@ -75,7 +75,7 @@ def run(name: str, study: dict[str, Any], options: argparse.Namespace) -> None:
 
 def judged(answer: dict[str, Any]) -> dict[str, Any]:
     """NDCG@10 of a training: on its valid part, and on test with its interval."""
-    report = evaluation(answer)
+    report = evaluation(Path(answer["bundle"]))
     served = report["variants"][report["served_variant"]]
     return {
         "valid": answer["metrics"]["valid"][METRIC],
