@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from models.batch import collate, split
-from models.errors import DataError, InputError, RefusedError
+from models.errors import ConfigError, DataError, InputError, RefusedError
 from models.gazetteer import Gazetteer
 from models.model import open_model
 from models.networks.transformer import GazetteerEmbedding
@@ -240,6 +240,12 @@ def test_rows_that_are_too_long_are_counted_before_training(encoder, tmp_path):
     )
     with pytest.raises(DataError, match=r"test.jsonl has 2 longer rows, the longest of 32; raise model.max_tokens"):
         tagging.fit(config(encoder), Splits(rows.train, rows.valid, long), Listener(), Checkpoint(tmp_path, "f"))
+
+
+def test_more_tokens_than_the_encoder_has_positions_for_are_refused(encoder, tmp_path):
+    longer = config(encoder, model={"max_tokens": 65})
+    with pytest.raises(ConfigError, match=r"max_tokens must be at most the 64 tokens .* got 65"):
+        tagging.fit(longer, joint_rows(), Listener(), Checkpoint(tmp_path, "f"))
 
 
 def test_an_epoch_takes_every_example_once_in_batches_of_like_length(encoder):
