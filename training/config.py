@@ -35,6 +35,18 @@ FeatureName = Annotated[str, BeforeValidator(lambda name: str(name) if isinstanc
 """SVMrank names its features by numbers, which YAML reads as such."""
 
 
+def _refs(teacher: object) -> object:
+    refs = [teacher] if isinstance(teacher, str) else teacher
+    if not isinstance(refs, list | tuple) or not refs or not all(isinstance(ref, str) for ref in refs):
+        raise ValueError("must be a REF (NAME@alias, NAME/VERSION or a bundle's directory) or a list of them")
+    if len(set(refs)) < len(refs):
+        raise ValueError("must name each teacher once")
+    return tuple(refs)
+
+
+Refs = Annotated[tuple[str, ...], BeforeValidator(_refs)]
+
+
 class ExportConfig(Config):
     """How closely ONNX must answer as its source does on the valid set."""
 
@@ -477,16 +489,11 @@ class TaggingTransformerConfig(_Train):
 
 
 class _Student(_Train):
-    teacher: str | Annotated[tuple[str, ...], Field(min_length=1)]
+    teacher: Refs
     """REF of the model to learn from: NAME@alias, NAME/VERSION or a bundle's directory. A list: of all of them."""
     unlabelled: str | None = None
     """A text file (or .gz) with one query a line, for the teacher to label; relative to the data directory."""
     quantize: QuantizeConfig = QuantizeConfig()
-
-    @property
-    def teachers(self) -> tuple[str, ...]:
-        """All that are to be learned from."""
-        return (self.teacher,) if isinstance(self.teacher, str) else self.teacher
 
 
 class IntentStudentConfig(_Student):

@@ -50,7 +50,7 @@ from training.teacher import Chances, Teacher, TextModel, places_of_words
 def fit(
     config: StudentConfig, splits: Splits[IntentRows] | Splits[TaggingRows], recorder: Recorder, checkpoint: Checkpoint
 ) -> FittedNetwork:
-    """Train a student of the bundles in the directories `config.teachers`, stopped early on the valid rows."""
+    """Train a student of the bundles in the directories `config.teacher`, stopped early on the valid rows."""
     teacher = Teacher.open(config)
     _refuse_unknown_labels(teacher, splits.train)
     if isinstance(config, IntentStudentConfig) and isinstance(splits.train, IntentRows):

@@ -220,7 +220,7 @@ class _Told:
 
 def with_teachers(config: TrainConfig, tracking: Tracking) -> tuple[TrainConfig, tuple[TeacherOrigin, ...]]:
     """Fetch the teachers that a student's configuration names: each REF becomes the directory of its bundle."""
-    refs = getattr(config, "teachers", ())
+    refs: tuple[str, ...] = getattr(config, "teacher", ())
     bundles = [tracking.resolve(ref) for ref in refs]
     origins = tuple(
         TeacherOrigin(requested=ref, digest=bundle.digest) for ref, bundle in zip(refs, bundles, strict=True)

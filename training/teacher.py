@@ -71,7 +71,7 @@ class Teacher:
     @classmethod
     def open(cls, config: StudentConfig) -> Teacher:
         """Open the bundles; ConfigError where no student can learn from one of them, or not from all together."""
-        bundles = tuple(open_bundle(Path(directory)) for directory in config.teachers)
+        bundles = tuple(open_bundle(Path(directory)) for directory in config.teacher)
         for bundle in bundles:
             _check(bundle, config.task)
             _compare(bundles[0], bundle)

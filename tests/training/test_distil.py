@@ -114,7 +114,7 @@ def test_several_are_as_sure_as_in_the_mean(teacher, data, tracking, tmp_path_fa
     other = run(Order(parse(teaching(encoder, seed=15, epochs=1), "tagging"), data, "shop-15"), tracking, Listener())
     paths = [str(one.bundle.path) for one in (teacher, other)]
     first, second, both = (
-        Teacher.open(student().model_copy(update={"teacher": teachers})) for teachers in (*paths, tuple(paths))
+        Teacher.open(student().model_copy(update={"teacher": tuple(some)})) for some in (paths[:1], paths[1:], paths)
     )
     requests = [first.model.encode(text) for text in ("green adidas shirt", "where is my order")]
     chances = [one.chances(requests, 2.0) for one in (first, second, both)]
@@ -137,6 +137,14 @@ def test_teachers_of_different_labels_are_refused(teacher, data, tracking, tmp_p
         Teacher.open(student().model_copy(update={"teacher": teachers}))
 
 
+@pytest.mark.parametrize("teacher", [[], 3, ["a", 3], None])
+def test_what_names_no_teacher_is_refused_in_one_sentence(teacher):
+    with pytest.raises(ConfigError, match=r"^teacher: must be a REF \(.*\) or a list of them, got [^;]*$"):
+        student(teacher=teacher)
+    with pytest.raises(ConfigError, match=r"^teacher: must name each teacher once"):
+        student(teacher=["a", "a"])
+
+
 def test_an_encoder_of_other_tokens_is_refused(teacher, data, tmp_path):
     encoder = write_encoder(tmp_path)
     text = (encoder / "tokenizer.json").read_text()
@@ -149,7 +157,7 @@ def test_an_encoder_of_other_tokens_is_refused(teacher, data, tmp_path):
 
 
 def fit(config, splits, teacher, listener):
-    config = config.model_copy(update={"teacher": str(teacher.bundle.path)})
+    config = config.model_copy(update={"teacher": (str(teacher.bundle.path),)})
     return distil.fit(config, splits, listener, Checkpoint(teacher.bundle.path / "none", ""))
 
 
@@ -164,7 +172,7 @@ def test_a_label_that_the_teacher_does_not_know_is_refused(teacher, data, tmp_pa
 def test_a_teacher_of_another_family_is_refused(teacher):
     config = student(task="intent", training={})
     with pytest.raises(ConfigError, match="must be of that family, shop is a model for tagging"):
-        Teacher.open(config.model_copy(update={"teacher": str(teacher.bundle.path)}))
+        Teacher.open(config.model_copy(update={"teacher": (str(teacher.bundle.path),)}))
 
 
 def test_texts_longer_than_the_teacher_reads_are_left_out_and_said(teacher, data, tmp_path):
