@@ -45,8 +45,11 @@ class TagChain:
         self._begin_K, self._end_K, self._step_KK = scores[n_tags], scores[n_tags + 1], scores[:n_tags]
         # Row i: into tag i. A maximum over the last axis is several times as fast as one over the first.
         self._into_KK = np.ascontiguousarray(self._step_KK.T)
+        self._most_into_K = np.maximum(self._into_KK.max(axis=1), self._begin_K)
+        self._most_from_K = np.maximum(self._step_KK.max(axis=1), self._end_K)
         self._odds_KK = np.exp(self._step_KK)
         self._places_K = np.arange(n_tags)
+        self._ones_K = np.ones(n_tags)
 
     @classmethod
     def load(cls, directory: Path, tags: Sequence[str]) -> TagChain:
@@ -69,10 +72,9 @@ class TagChain:
         """
         if not len(logits_WK):
             return []
-        if not self._is_learned:
-            greedy_W = logits_WK.argmax(axis=1)
-            if self._begin_K[greedy_W[0]] == 0 and not self._step_KK[greedy_W[:-1], greedy_W[1:]].any():
-                return [int(tag) for tag in greedy_W]
+        likeliest_W = logits_WK.argmax(axis=1)
+        if self._is_best(logits_WK, likeliest_W):
+            return [int(tag) for tag in likeliest_W]
         scores_K = self._begin_K + logits_WK[0]
         origins_WK = np.empty(logits_WK.shape, dtype=np.int64)
         for word in range(1, len(logits_WK)):
@@ -83,6 +85,23 @@ class TagChain:
         for word in range(len(logits_WK) - 1, 0, -1):
             path.append(int(origins_WK[word, path[-1]]))
         return path[::-1]
+
+    def _is_best(self, logits_WK: Scores, path_W: NDArray[np.int64]) -> bool:
+        """Whether a bound shows that the path is valid and every other one scores lower; mostly so of a sure network.
+
+        Another tag at a word loses the difference of their logits, and gains at most what the best transitions into it
+        and from it have over those of the path, as far as they have more.
+        """
+        taken = np.concatenate(
+            ([self._begin_K[path_W[0]]], self._step_KK[path_W[:-1], path_W[1:]], [self._end_K[path_W[-1]]])
+        )
+        if np.minimum.reduce(taken) == -np.inf:
+            return False
+        others_WK = logits_WK + np.maximum(self._most_into_K - taken[:-1, np.newaxis], 0.0)
+        others_WK += np.maximum(self._most_from_K - taken[1:, np.newaxis], 0.0)
+        words = np.arange(len(path_W))
+        others_WK[words, path_W] = -np.inf
+        return bool((np.maximum.reduce(others_WK, axis=1) < logits_WK[words, path_W]).all())
 
     def chances(self, logits_WK: Scores, path: Sequence[int], parts: Sequence[tuple[int, int]]) -> list[float]:
         """How likely the tags of `path` are to be right in each part: words `start` to `end` (exclusive), all of them.
@@ -118,14 +137,16 @@ class TagChain:
         """Forward and backward odds [W, K], their product the chance of each tag; the scales [W] that make it so."""
         before_WK, after_WK = np.empty_like(odds_WK), np.empty_like(odds_WK)
         scale_W = np.empty(len(odds_WK))
+        # Into arrays that are there: at some tens of tags a call costs more than what it computes.
         reached_K = np.exp(self._begin_K)
-        for word, odds_K in enumerate(odds_WK):
-            reached_K = reached_K * odds_K
-            scale_W[word] = reached_K.sum()
-            before_WK[word] = reached_K = reached_K / scale_W[word]
-            reached_K = reached_K @ self._odds_KK
+        for word, before_K in enumerate(before_WK):
+            np.multiply(reached_K, odds_WK[word], out=before_K)
+            scale_W[word] = before_K.dot(self._ones_K)
+            np.divide(before_K, scale_W[word], out=before_K)
+            np.dot(before_K, self._odds_KK, out=reached_K)
         end_K = np.exp(self._end_K)
-        after_WK[-1] = left_K = end_K / (before_WK[-1] @ end_K)
+        np.divide(end_K, before_WK[-1].dot(end_K), out=after_WK[-1])
+        scaled_WK = odds_WK / scale_W[:, np.newaxis]
         for word in range(len(odds_WK) - 1, 0, -1):
-            after_WK[word - 1] = left_K = self._odds_KK @ (odds_WK[word] * left_K) / scale_W[word]
+            np.dot(self._odds_KK, scaled_WK[word] * after_WK[word], out=after_WK[word - 1])
         return before_WK, after_WK, scale_W

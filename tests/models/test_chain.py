@@ -31,9 +31,10 @@ def scores_of_all_valid_sequences(logits, learned):
     return scores
 
 
-@settings(deadline=None, max_examples=60)
-@given(LOGITS, st.none() | LEARNED)
-def test_the_best_of_all_valid_sequences_is_found(logits, learned):
+@settings(deadline=None, max_examples=120)
+@given(LOGITS, st.none() | LEARNED, st.sampled_from([1, 4]))
+def test_the_best_of_all_valid_sequences_is_found(logits, learned, sureness):
+    logits = logits * sureness
     path = TagChain(TAGS, learned).best(logits)
     scores = scores_of_all_valid_sequences(logits, np.zeros((7, 5)) if learned is None else learned)
     assert scores[tuple(path)] == pytest.approx(max(scores.values()))
@@ -62,6 +63,33 @@ def test_marginals_are_those_of_all_valid_sequences(logits, learned):
         expected[range(len(logits)), sequence] += odd / sum(odds.values())
     assert TagChain(TAGS, learned).marginals(logits) == pytest.approx(expected)
     assert TagChain(TAGS, learned).marginals(logits[:0]).shape == (0, 5)
+
+
+@settings(deadline=None, max_examples=120)
+@given(LOGITS, LEARNED, st.sampled_from([1, 4]))
+def test_a_path_is_only_taken_for_the_best_where_every_other_has_a_lower_score(logits, learned, sureness):
+    chain, logits = TagChain(TAGS, learned), logits * sureness
+    path = logits.argmax(axis=1)
+    if chain._is_best(logits, path):
+        scores = scores_of_all_valid_sequences(logits, learned)
+        mine = scores.pop(tuple(path.tolist()))
+        assert mine > max(scores.values())
+
+
+def test_what_is_sure_by_more_than_transitions_can_give_is_the_best_without_a_search():
+    learned = np.zeros((7, 5))
+    learned[0, 3] = 1.0
+    sure = np.array([[0.0, 5.0, 0.0, 0.0, 0.0], [0.0, 0.0, 5.0, 0.0, 0.0]])
+    assert TagChain(TAGS, learned)._is_best(sure, sure.argmax(axis=1))
+    assert not TagChain(TAGS, learned)._is_best(sure / 5, sure.argmax(axis=1))  # 1 ahead, and 1 to be had
+    assert not TagChain(TAGS, learned)._is_best(sure[::-1], sure[::-1].argmax(axis=1))  # I-brand begins nothing
+
+
+@pytest.mark.parametrize(("step", "best"), [((0, 3), [0, 3]), ((3, 0), [3, 0])])
+def test_a_step_that_gives_more_than_a_tag_is_ahead_is_taken(step, best):
+    learned = np.zeros((7, 5))
+    learned[step] = 2.0
+    assert TagChain(TAGS, learned).best(np.array([[1.0, 0.0, 0.0, 0.0, 0.0]] * 2)) == best
 
 
 def test_without_learned_transitions_a_parts_chance_is_the_product_over_its_words():
