@@ -51,11 +51,12 @@ def main() -> None:
 def train(name: str, study: dict[str, Any], seed: int, data: Path, workspace: Path) -> dict[str, Any]:
     """Train once; gives the figures of the test split with their intervals."""
     with tempfile.TemporaryDirectory() as directory:
+        drawn = name
         if "per_label" in study:
-            data = few(data, Path(directory), study["per_label"], seed)
+            data, drawn = few(data, Path(directory), study["per_label"], seed), f"{name}-{seed}"
         overrides = [f"training.seed={seed}", *study.get("set", [])]
         if "teachers" in study:
-            overrides.append(f"teacher=[{', '.join(teachers(study, data, workspace))}]")
+            overrides.append(f"teacher=[{', '.join(teachers(study, drawn, data, workspace))}]")
         answer = command.train(study["task"], study["configuration"], data, name, workspace, overrides)
     report = command.evaluation(Path(answer["bundle"]))
     served = report["variants"][report["served_variant"]]
@@ -74,27 +75,32 @@ def train(name: str, study: dict[str, Any], seed: int, data: Path, workspace: Pa
     }
 
 
-def teachers(study: dict[str, Any], data: Path, workspace: Path) -> list[str]:
-    """The directories of those to learn from: trained by the first run that asks for them, one a seed."""
+def teachers(study: dict[str, Any], name: str, data: Path, workspace: Path) -> list[str]:
+    """The directories of those to learn from: trained where the workspace lacks them, one a seed."""
     its = study["teachers"]
-    return [
-        str(
-            command.trained(
-                study["task"], its["configuration"], data, f"{data.name}{seed}", workspace, [f"training.seed={seed}"]
-            ).path
+    found = []
+    for seed in its["seeds"]:
+        overrides = [f"training.seed={seed}", *its.get("set", [])]
+        bundle = command.trained(
+            study["task"], its["configuration"], data, f"{name}-teacher-{seed}", workspace, overrides
         )
-        for seed in its["seeds"]
-    ]
+        found.append(str(bundle.path))
+    return found
 
 
 def few(data: Path, directory: Path, per_label: int, seed: int) -> Path:
-    """Write a data directory whose train file holds `per_label` rows of every label, chosen by `seed`."""
+    """Write a data directory whose train file holds `per_label` rows of every label, chosen by `seed`.
+
+    `queries.txt` holds the texts of the others, where the rows are of words.
+    """
     by_label: defaultdict[str, list[str]] = defaultdict(list)
     for line in (data / "train.jsonl").read_text().splitlines():
         by_label[json.loads(line)["label"]].append(line)
     chooser = random.Random(seed)
     chosen = [line for label in sorted(by_label) for line in chooser.sample(by_label[label], per_label)]
     (directory / "train.jsonl").write_text("\n".join(chosen) + "\n")
+    others = [json.loads(line) for line in sorted(set().union(*by_label.values()) - set(chosen))]
+    (directory / "queries.txt").write_text("".join(f"{' '.join(row['tokens'])}\n" for row in others if "tokens" in row))
     for split in ("valid", "test"):
         with gzip.open(directory / f"{split}.jsonl.gz", "wb") as file:
             file.write((data / f"{split}.jsonl").read_bytes())
