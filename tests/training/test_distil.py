@@ -109,6 +109,27 @@ def test_a_student_learns_from_several_with_an_encoder_of_its_own(teacher, data,
     np.testing.assert_array_equal(np.load(made.bundle.path / TRANSITIONS), mean)
 
 
+def test_an_intent_is_learned_from_several_too(tracking, tmp_path, tmp_path_factory):
+    encoder = str(write_encoder(tmp_path_factory.mktemp("own")))
+    rows = [{"text": " ".join(tokens), "label": "search"} for tokens in SHOPPING]
+    rows += [{"text": " ".join(tokens), "label": "order"} for tokens in ORDERS * 4]
+    for split, its in (("train", rows), ("valid", rows[::3])):
+        (tmp_path / f"{split}.jsonl").write_text("\n".join(map(json.dumps, its)))
+    for seed in (13, 14):
+        raw = teaching(encoder, seed=seed) | {"task": "intent"}
+        run(Order(parse(raw, "intent"), tmp_path, f"intent-{seed}"), tracking, Listener())
+    training = {"epochs": 12, "batch_size": 8, "learning_rate": 3e-3, "head_learning_rate": 1e-2}
+    config = student(
+        task="intent",
+        teacher=["intent-13@candidate", "intent-14@candidate"],
+        model={"kind": "student", "encoder": encoder},
+        training=training,
+    )
+    made = run(Order(config, tmp_path, "intent-taught"), tracking, Listener())
+    assert len(made.bundle.manifest.teacher) == 2
+    assert made.metrics["valid"]["accuracy"] > 0.9
+
+
 def test_several_are_as_sure_as_in_the_mean(teacher, data, tracking, tmp_path_factory):
     encoder = str(write_encoder(tmp_path_factory.mktemp("own")))
     other = run(Order(parse(teaching(encoder, seed=15, epochs=1), "tagging"), data, "shop-15"), tracking, Listener())
