@@ -72,6 +72,13 @@ def demo_intent(workspace: Path, settings: Mapping[str, Any]) -> Path:
     return Path(note.read_text())
 
 
+def quality_on_test(bundle: Bundle) -> dict[str, float]:
+    """The served variant's figures on the test split."""
+    report = evaluation(bundle.path)
+    found: dict[str, float] = report["variants"][report["served_variant"]]["quality"]["test"]["metrics"]
+    return found
+
+
 def evaluation(bundle: Path) -> dict[str, Any]:
     """Read the `evaluation.json` of a bundle."""
     report: dict[str, Any] = json.loads((bundle / "evaluation.json").read_text())

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -75,7 +75,7 @@ class Teacher:
         for bundle in bundles:
             _check(bundle, config.task)
             _compare(bundles[0], bundle)
-        contents = _contents(bundles[0])
+        contents = Contents(**{name: getattr(bundles[0].manifest, name) for name in Contents.model_fields})
         model = open_model(bundles[0].path, contents)
         if isinstance(model, RankingModel):
             raise TypeError(f"a teacher of {config.task} reads texts, {bundles[0].manifest.name} does not")
@@ -91,7 +91,7 @@ class Teacher:
         intents: list[NDArray[np.float32]] = []
         tags: list[list[NDArray[np.float32]]] = []
         for place, bundle in enumerate(self.bundles):
-            answers = _ask(bundle, requests, partial(_count, progress, place * len(requests)))
+            answers = _ask(bundle, requests, progress, n_before=place * len(requests))
             if "intent_logits" in answers[0]:
                 logits_NC = np.stack([one["intent_logits"] for one in answers]).astype(np.float32) / temperature
                 intents.append(expit(logits_NC) if self.contents.gives_several_labels else softmax(logits_NC, axis=1))
@@ -208,21 +208,19 @@ def _compare(first: Bundle, other: Bundle) -> None:
         )
 
 
-def _contents(bundle: Bundle) -> Contents:
-    return Contents(**{name: getattr(bundle.manifest, name) for name in Contents.model_fields})
-
-
-def _ask(bundle: Bundle, requests: Sequence[Encoded], progress: Callable[[int], None] = lambda _: None) -> list[Arrays]:
+def _ask(
+    bundle: Bundle, requests: Sequence[Encoded], progress: Callable[[int], None] = lambda _: None, n_before: int = 0
+) -> list[Arrays]:
     """What the served variant answers to each request: `intent_logits` [C], `tag_logits` [T, K] of its tokens."""
     session = OnnxSession(bundle.model_file(), n_threads=torch.get_num_threads())
     signature = bundle.manifest.signature
     return answers_of(
-        lambda batch: session.run(collate(batch, signature)), requests, signature, _ANSWER_TOKENS, progress
+        lambda batch: session.run(collate(batch, signature)),
+        requests,
+        signature,
+        _ANSWER_TOKENS,
+        lambda n_done: progress(n_before + n_done),
     )
-
-
-def _count(progress: Callable[[int], None], n_before: int, n_done: int) -> None:
-    progress(n_before + n_done)
 
 
 def _transitions(bundle: Bundle) -> NDArray[np.float32]:

@@ -101,9 +101,9 @@ def study(name: str, settings: dict[str, Any], data: Path, tracking: Tracking, r
         rows,
         f"{COMMAND} {name}",
         metric=metric,
-        teacher={"size_mb": teacher.model_file().stat().st_size / 1e6, "test": quality(teacher)},
+        teacher={"size_mb": teacher.model_file().stat().st_size / 1e6, "test": command.quality_on_test(teacher)},
         students=[
-            {"seed": seed, "seconds": took, "test": quality(student), "lost": one}
+            {"seed": seed, "seconds": took, "test": command.quality_on_test(student), "lost": one}
             for seed, took, student, one in zip(seeds, seconds, students, losses, strict=True)
         ],
         throughput=speeds,
@@ -117,13 +117,6 @@ def loss(teacher: Bundle, student: Bundle, metric: str) -> tuple[float, float, f
     theirs, mine = Predictions.load(teacher.path), Predictions.load(student.path)
     rows, others = theirs.paired(mine)
     return paired_difference(theirs.ratios[metric].take(rows), mine.ratios[metric].take(others))
-
-
-def quality(bundle: Bundle) -> dict[str, float]:
-    """The served variant's figures on the test split."""
-    report = command.evaluation(bundle.path)
-    found: dict[str, float] = report["variants"][report["served_variant"]]["quality"]["test"]["metrics"]
-    return found
 
 
 def throughput(bundles: dict[str, Bundle], texts: Sequence[str]) -> dict[str, dict[str, dict[str, float]]]:

@@ -18,6 +18,7 @@ import yaml
 
 from experiments import command
 from experiments.report import Row, mean_interval, save
+from registry.bundle import Bundle
 
 HERE = Path(__file__).parent
 
@@ -55,8 +56,9 @@ def train(name: str, study: dict[str, Any], seed: int, data: Path, workspace: Pa
         if "per_label" in study:
             data, drawn = few(data, Path(directory), study["per_label"], seed), f"{name}-{seed}"
         overrides = [f"training.seed={seed}", *study.get("set", [])]
-        if "teachers" in study:
-            overrides.append(f"teacher=[{', '.join(teachers(study, drawn, data, workspace))}]")
+        taught_by = teachers(study, drawn, data, workspace) if "teachers" in study else []
+        if taught_by:
+            overrides.append(f"teacher=[{', '.join(str(bundle.path) for bundle in taught_by)}]")
         answer = command.train(study["task"], study["configuration"], data, name, workspace, overrides)
     report = command.evaluation(Path(answer["bundle"]))
     served = report["variants"][report["served_variant"]]
@@ -72,19 +74,18 @@ def train(name: str, study: dict[str, Any], seed: int, data: Path, workspace: Pa
         "intervals": served["quality"]["test"]["intervals"],
         "float32_test": report["variants"]["float32"]["quality"]["test"]["metrics"],
         "latency": served["latency"],
+        "teachers_test": [command.quality_on_test(bundle) for bundle in taught_by],
     }
 
 
-def teachers(study: dict[str, Any], name: str, data: Path, workspace: Path) -> list[str]:
-    """The directories of those to learn from: trained where the workspace lacks them, one a seed."""
+def teachers(study: dict[str, Any], name: str, data: Path, workspace: Path) -> list[Bundle]:
+    """Those to learn from, one a seed: trained where the workspace lacks them."""
     its = study["teachers"]
     found = []
     for seed in its["seeds"]:
         overrides = [f"training.seed={seed}", *its.get("set", [])]
-        bundle = command.trained(
-            study["task"], its["configuration"], data, f"{name}-teacher-{seed}", workspace, overrides
-        )
-        found.append(str(bundle.path))
+        its_name = f"{name}-teacher-{seed}"
+        found.append(command.trained(study["task"], its["configuration"], data, its_name, workspace, overrides))
     return found
 
 

@@ -127,7 +127,7 @@ def _study(order: Order, bench: Bench, workspace: Workspace) -> Study:
         "config": order.config.model_dump(mode="json", exclude={"base", "budget"}),
         "base": order.space.config({}).model_dump(mode="json"),
         "data": {split: one.sha256 for split, one in bench.digests.items()},
-        "teacher": bench.teachers,
+        "teacher": bench.teachers or None,
     }
     fingerprint = hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
     return Study(workspace.tuning / f"{order.name}-{fingerprint[:12]}", order.config, order.space)
