@@ -52,7 +52,12 @@ def watched(pids: list[int]) -> Iterator[Callable[[], bool]]:
 
 def process_of(client: httpx.Client) -> str:
     """What tells the process that a client's connection belongs to: its part of the ids of requests."""
-    return client.get("/healthz").headers["x-request-id"].partition("-")[0]
+    return answered_by(client.get("/healthz"))
+
+
+def answered_by(answer: httpx.Response) -> str:
+    """The process that an answer comes from, as `process_of` has it."""
+    return answer.headers["x-request-id"].partition("-")[0]
 
 
 @contextmanager
@@ -183,6 +188,7 @@ def test_a_process_that_is_killed_is_replaced_while_callers_go_on(deployment):
         clients(url, 4) as callers,
     ):
         n_answered, failures, sums = [0] * 4, [0] * 4, []
+        processes = [process_of(caller) for caller in callers]
         is_over = threading.Event()
 
         def ask(number: int) -> None:
@@ -192,9 +198,13 @@ def test_a_process_that_is_killed_is_replaced_while_callers_go_on(deployment):
                     answer = caller.post("/v1/understand", json={"query": f"shoes {n_answered[number]}"})
                 except httpx.TransportError:  # the connection's process is no more
                     failures[number] += 1
+                    processes[number] = process_of(caller)
                 else:
                     assert answer.status_code == 200
                     n_answered[number] += 1
+                    # Where it was closed between two requests, the client opens another one and says nothing.
+                    failures[number] += answered_by(answer) != processes[number]
+                    processes[number] = answered_by(answer)
 
         threads = [threading.Thread(target=ask, args=(number,)) for number in range(4)]
         for thread in threads:
