@@ -157,6 +157,8 @@ class _Connection:
 class _Load:
     def __init__(self, url: str, requests: Iterator[bytes], plan: Plan, arrivals_s: Iterator[float] | None) -> None:
         self._requests = requests
+        self._made = next(requests)
+        """The next request, made before it is due: what making it takes is no part of any latency."""
         self._plan = plan
         self._arrivals_s = arrivals_s
         self._server = _resolved(url, plan.ca_file)
@@ -279,7 +281,8 @@ class _Load:
 
     def _begin(self, connection: _Connection, due_s: float) -> None:
         try:
-            events = connection.begin(next(self._requests), due_s, time.perf_counter())
+            events = connection.begin(self._made, due_s, time.perf_counter())
+            self._made = next(self._requests)
             if events != select.EPOLLIN:
                 self._poll.modify(connection.sock.fileno(), events)
         except OSError:

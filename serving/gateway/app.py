@@ -81,14 +81,12 @@ class App:
         """Answer at once, or give the coroutine that does. Whatever happens, the caller gets JSON and no traceback."""
         self._observer.begin(request)
         try:
-            found = self._begin(request)
+            found = self._begin(request) if request.fault is None else _refusal(request.fault, request)
         except Exception as error:
             found = _refusal(error, request)
         return self._ended(request, found) if isinstance(found, Answer) else self._work(request, found)
 
     def _begin(self, request: Request) -> Answer | Work | Coroutine[Any, Any, Answer]:
-        if request.fault is not None:
-            raise request.fault
         ask = self._ask(request.path)
         if ask is None or request.method != "POST":
             return self._give(request)

@@ -328,7 +328,17 @@ _log = logging.getLogger("rankyard.gateway")
 _virtual_s = attrgetter("virtual_s")
 
 
+def give_up(asked: list[asyncio.Future[Any]]) -> None:
+    """Cancel what nobody waits for any more, and forget it.
+
+    An error's traceback leads to who waited: with its future still there, only the garbage collector would end either.
+    """
+    while asked:
+        asked.pop().cancel()
+
+
 def _fail(items: Sequence[Item], error: RankyardError) -> None:
+    error = error.with_traceback(None)  # it leads to the batch, which has the futures: see `give_up`
     for item in items:
         item.fail(error)
 

@@ -21,7 +21,7 @@ from models.tagging import TaggingModel
 from models.text_cache import TextCache
 from registry import golden
 from serving.gateway import intent, ranking, tagging
-from serving.gateway.batcher import Batcher
+from serving.gateway.batcher import Batcher, give_up
 from serving.gateway.cache import open_cache
 from serving.gateway.candidates import Reader
 from serving.gateway.config import GatewayConfig, PhaseConfig
@@ -237,8 +237,7 @@ class Dataplane:
                 pending.extend(self._batcher.submit(served, row, deadline_s, place) for row in rows)
                 return await asyncio.gather(*pending)
         finally:
-            for future in pending:
-                future.cancel()
+            give_up(pending)
 
     async def encode(self, served: ServedModel, request: RankRequest, deadline_s: float) -> list[Encoded]:
         """What a ranking model reads of candidates, in their order, in as many blocks as it scores them in."""

@@ -31,6 +31,10 @@ from serving.runtime.protocol import Runtime
 
 _OTHER_FILES = 256
 """Descriptors beside those of connections: models, the log, Triton, Redis."""
+_GARBAGE = 20_000
+"""By how many objects what is held must grow before garbage is looked for, which holds up every request. Requests leave
+none (those over gRPC a few, which are grpcio's own). With Python's own 700, all that waits under overload was looked
+through once a second, for 10 to 15 ms."""
 _LOOKS_EVERY_S = 1.0
 """How often a catalogue's file is looked at where the deployment is not followed."""
 _TRITONS_OWN = {
@@ -107,6 +111,7 @@ async def serve(config: GatewayConfig, deployment: Path, runtime_name: str | Non
         # What is loaded now stays: the garbage collector need not look through it again.
         gc.collect()
         gc.freeze()
+        gc.set_threshold(_GARBAGE)
         entrance.ready(opened.roles.models, grpc)
         await asyncio.gather(following.run(), *([] if preparation is None else [preparation.run()]))
 

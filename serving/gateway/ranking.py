@@ -17,7 +17,7 @@ from models.batch import Encoded
 from models.errors import DeadlineError, InputError, NotFoundError, OverloadedError, RankyardError
 from models.pairs import trimmed
 from models.ranking import RankingModel, RankRequest, ranked
-from serving.gateway.batcher import Batcher
+from serving.gateway.batcher import Batcher, give_up
 from serving.gateway.config import FuseConfig, LimitsConfig, LinearConfig, PhaseConfig
 from serving.gateway.explain import Explainers
 from serving.gateway.explain import values as explain_values
@@ -195,13 +195,14 @@ class Rank:
             # As they came, whatever the order of the block.
             answer = await self._batcher.submit(served, encoded, deadline_s, place)
             return _Scores(np.arange(encoded.length), _scores(answer), encoded, None)
-        tasks = [asyncio.ensure_future(self._block(served, encoded, block, deadline_s, place)) for block in blocks]
+        tasks: list[asyncio.Future[Outputs]] = [
+            asyncio.ensure_future(self._block(served, encoded, block, deadline_s, place)) for block in blocks
+        ]
         try:
             answers = await asyncio.gather(*tasks, return_exceptions=not is_first)
         finally:
             # Where nothing can come of it any more, nobody waits for the others.
-            for task in tasks:
-                task.cancel()
+            give_up(tasks)
         return _joined(blocks, answers, encoded)
 
     async def _block(

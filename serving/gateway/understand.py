@@ -10,7 +10,7 @@ from models.batch import Encoded
 from models.errors import InputError, NotFoundError, RankyardError, TooLargeError
 from models.intent import IntentModel
 from models.tagging import TaggingModel
-from serving.gateway.batcher import Batcher, priority
+from serving.gateway.batcher import Batcher, give_up, priority
 from serving.gateway.cache import AnswerCache, Flight
 from serving.gateway.config import LimitsConfig
 from serving.gateway.errors import shown
@@ -122,8 +122,7 @@ class Understand:
             raise
         finally:
             _leave(places)
-            for future in pending:
-                future.cancel()
+            give_up(pending)
         readings: dict[str, Reading] = {}
         for (served, model, series), encoded, found in zip(self._passes, encodings, outputs, strict=True):
             with series.decode():

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import gc
 import random
 import time
 from collections.abc import Callable
@@ -102,6 +103,27 @@ async def settle() -> None:
 
 async def number(future) -> int:
     return int((await future)["intent_logits"])
+
+
+def test_a_batch_that_fails_leaves_no_garbage(intent):
+    async def fail():
+        raise UnavailableError("gone")
+
+    async def run():
+        queue = batcher(EchoRuntime(pause=fail), max_batch_size=4)
+        gc.collect()
+        futures = [queue.submit(intent, text(number), in_s(60)) for number in range(4)]
+        while futures:
+            with pytest.raises(UnavailableError, match="gone"):
+                await futures.pop()
+        await settle()
+        return gc.collect()
+
+    gc.disable()
+    try:
+        assert asyncio.run(run()) == 0
+    finally:
+        gc.enable()
 
 
 def test_a_lone_request_starts_at_once(intent):

@@ -1,0 +1,121 @@
+"""Requests, whatever becomes of them, leave nothing to Python's garbage collector, which would hold up all others."""
+
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import httpx
+import pytest
+
+from tests.serving.gateway import conftest, front
+from tests.serving.gateway.bundles import cross_bundle, joint_bundle
+from tests.serving.gateway.conftest import ending_well, url_of
+
+N = 20
+"""Requests of each kind: one that leaves anything leaves several objects."""
+
+PROGRAM = f"""
+import gc, signal
+signal.signal(signal.SIGUSR1, lambda *_: print(gc.collect(), gc.get_stats()[0]["collections"], flush=True))
+{conftest.PROGRAM}
+"""
+LATE = {"x-deadline-ms": "0.01"}
+ROWS = [{"id": "a", "text": "red shoes", "features": {"price": 1}}, {"id": "b", "text": "red hat"}]
+TEXTS = {"name": "input_ids", "shape": [2, 3], "datatype": "INT64", "data": [2, 4, 3, 2, 4, 3]}
+MASK = TEXTS | {"name": "attention_mask", "data": [1] * 6}
+
+
+@pytest.fixture(scope="module")
+def asked(tmp_path_factory, deployment):
+    """A gateway's client, and how much garbage it has and how often garbage of its youngest objects was looked for.
+
+    Two models read texts, and two phases rank, one late.
+    """
+    bundles = tmp_path_factory.mktemp("garbage")
+    joint, cross = joint_bundle(bundles).path, cross_bundle(bundles).path
+    config = {
+        "deadline_ms": 20_000,
+        "models": {"tagging": str(joint)},
+        "phases": [{"model": "shop-ltr@champion"}, {"model": str(cross), "budget_ms": 0.01}],
+        "limits": {"max_queue_length": 4, "max_candidates": 10, "max_body_bytes": 10_000},
+    }
+    process = subprocess.Popen(
+        [sys.executable, "-c", PROGRAM, str(deployment), repr(config), "0"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=Path(__file__).parents[3],
+    )
+
+    def garbage() -> tuple[int, int]:
+        time.sleep(0.1)  # for what is done after an answer
+        process.send_signal(signal.SIGUSR1)
+        return tuple(map(int, process.stdout.readline().split()))
+
+    with ending_well(process) as (line, _), httpx.Client(base_url=url_of(line), timeout=60) as client:
+        yield client, garbage
+
+
+def understand(client, number, **changes):
+    return client.post("/v1/understand", **{"json": {"query": f"red shoes {number}"}, **changes})
+
+
+def rank(client, _number, headers=None, **changes):
+    return client.post("/v1/rank", json={"candidates": ROWS, **changes}, headers=headers)
+
+
+def infer(client, _number, headers=None, **changes):
+    return client.post("/v2/models/joint/infer", json={"inputs": [TEXTS, MASK], **changes}, headers=headers)
+
+
+def broken(client, _number, sent=b"NONSENSE\r\n\r\n", *, waits=True):
+    with front.socket.create_connection((client.base_url.host, client.base_url.port), timeout=60) as caller:
+        caller.sendall(sent)
+        return front.rest(caller) if waits else None
+
+
+KINDS = {
+    "a query": understand,
+    "a kept query": lambda client, _: understand(client, 0),
+    "several, one of them bad": lambda client, n: understand(client, n, json={"queries": [f"hat {n}", "", "red"]}),
+    "no JSON": lambda client, n: understand(client, n, content=b"{", json=None),
+    "a blank query": lambda client, n: understand(client, n, json={"query": " "}),
+    "too large": lambda client, n: understand(client, n, json={"query": "x" * 20_000}),
+    "too late": lambda client, n: understand(client, n, headers=LATE),
+    "several, too late": lambda client, n: understand(client, n, json={"queries": [f"a {n}", "b"]}, headers=LATE),
+    "a list, its second phase late": rank,
+    "a list, too late": lambda client, n: rank(client, n, headers=LATE),
+    "an explained list": lambda client, n: rank(client, n, explain="values"),
+    "an unknown feature": lambda client, n: rank(client, n, candidates=[{"id": "a", "features": {"weight": 1}}]),
+    "too many": lambda client, n: rank(client, n, candidates=[{"id": f"{place}"} for place in range(11)]),
+    "by columns": lambda client, n: rank(client, n, candidates={"ids": ["a"], "texts": ["red"], "features": {}}),
+    "tensors": infer,
+    "no tensors": lambda client, n: infer(client, n, inputs=[]),
+    "tensors, too late": lambda client, n: infer(client, n, headers=LATE),
+    "an unknown path": lambda client, _: client.get("/v1/nothing"),
+    "metrics": lambda client, _: client.get("/metrics"),
+    "no HTTP": broken,
+    "hung up on": lambda client, n: broken(client, n, front.post("/v1/understand", b'{"query": "x"}'), waits=False),
+    "half a body": lambda client, n: broken(client, n, front.post("/v1/rank", b"x" * 99)[:-9], waits=False),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_requests_leave_no_garbage(asked, kind):
+    client, garbage = asked
+    KINDS[kind](client, 10_000)
+    garbage()
+    answers = [KINDS[kind](client, number) for number in range(N)]
+    assert garbage()[0] < N, answers[-1]
+
+
+def test_what_is_held_is_not_looked_through_again_and_again(asked):
+    client, garbage = asked
+    _, before = garbage()
+    callers = [front.begun((client.base_url.host, client.base_url.port), 9) for _ in range(100)]
+    _, after = garbage()
+    for caller in callers:
+        caller.close()
+    assert after == before
