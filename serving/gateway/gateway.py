@@ -150,7 +150,11 @@ def make_runtime(config: GatewayConfig, name: str | None = None, telemetry: Tele
     settings = config.runtime
     if (name or settings.kind) == "onnx":
         return OnnxRuntime(
-            settings.n_workers or _n_cores(config), settings.variant, settings.scorers, settings.n_alone_threads
+            settings.n_workers or _n_cores(config),
+            settings.variant,
+            settings.scorers,
+            settings.n_alone_threads,
+            yields=config.catalogue is None,  # whose thread steps back too, but not so far
         )
     # Imported here: gRPC costs half a second at start, which an embedded gateway need not pay.
     from serving.runtime.triton import TritonRuntime

@@ -56,7 +56,8 @@ class OnnxRuntime:
     while nothing else runs, None for two; never more than there are workers, and with 1 every model is in memory once.
     variant: `float32`, `int8` or `fp16`, None for the bundle's own choice. scorers: which ones may score trees beside
     ONNX Runtime, None for all that are installed; each list goes to the one that was fastest at its length when the
-    model was loaded (`serving.runtime.scorers`).
+    model was loaded (`serving.runtime.scorers`). yields: whether the workers take only what all others leave of the
+    cores, as long as that is something; models are loaded by a thread that shares them.
     """
 
     def __init__(
@@ -65,6 +66,8 @@ class OnnxRuntime:
         variant: str | None = None,
         scorers: Sequence[str] | None = None,
         n_alone_threads: int | None = None,
+        *,
+        yields: bool = False,
     ) -> None:
         self.n_workers = n_workers or len(os.sched_getaffinity(0))
         self.n_ahead = 1
@@ -72,7 +75,8 @@ class OnnxRuntime:
         self._variant = variant
         self._scorers = scorers
         self._n_alone_threads = min(n_alone_threads or _ALONE_THREADS, self.n_workers)
-        self._workers = Workers(self.n_workers, "onnx")
+        self._workers = Workers(self.n_workers, "onnx", yields=yields)
+        self._loader = Workers(1, "load")
         self._loaded: dict[str, _Loaded] = {}
         self._is_closed = False
 
@@ -81,8 +85,8 @@ class OnnxRuntime:
         if model.bundle.digest in self._loaded:
             return
         n_threads = {1} if model.bundle.manifest.family == "ranking" else {1, self._n_alone_threads}
-        sessions = await asyncio.gather(*(self._workers.run(partial(self._prove, model), n) for n in sorted(n_threads)))
-        sized = await self._workers.run(partial(self._sized, model), sessions[0])
+        sessions = await asyncio.gather(*(self._loader.run(partial(self._prove, model), n) for n in sorted(n_threads)))
+        sized = await self._loader.run(partial(self._sized, model), sessions[0])
         run = sessions[0].run if sized is None else sized.run
         run_alone = sessions[-1].run if len(sessions) > 1 else run
         self._loaded[model.bundle.digest] = _Loaded(run, run_alone)
@@ -109,7 +113,7 @@ class OnnxRuntime:
     async def close(self) -> None:
         """Let running batches end, drop those not begun, release the sessions."""
         self._is_closed = True
-        await self._workers.close()
+        await asyncio.gather(self._workers.close(), self._loader.close())
         self._loaded.clear()
 
     def _prove(self, model: ServedModel, n_threads: int) -> OnnxSession:

@@ -1,5 +1,6 @@
 import asyncio
 import os
+import subprocess
 import sys
 import threading
 
@@ -48,6 +49,47 @@ def test_the_event_loop_goes_before_the_workers():
         return found
 
     assert asyncio.run(run()) == min(nice(None) + 10, 19)
+
+
+CROWDED = """
+import asyncio, os, subprocess, sys, threading, time
+from serving.runtime.workers import Workers
+
+def compute(number):
+    while time.thread_time() < 0.002 * (number + 1):
+        pass
+    thread = threading.get_native_id()
+    return number, os.sched_getscheduler(thread), os.getpriority(os.PRIO_PROCESS, thread)
+
+async def run():
+    workers = Workers(1, "test", yields=True)
+    print(*await workers.run(compute, -1))
+    os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
+    for thread in threading.enumerate():
+        os.sched_setaffinity(thread.native_id, {min(os.sched_getaffinity(0))})
+    with subprocess.Popen([sys.executable, "-c", "while True: pass"]) as other:
+        try:
+            for found in await asyncio.gather(*(workers.run(compute, n) for n in range(40))):
+                print(*found)
+        finally:
+            other.kill()
+    await workers.close()
+
+asyncio.run(run())
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="threads have a priority of their own on Linux alone")
+def test_workers_that_yield_share_the_cores_where_another_program_takes_all_they_left():
+    ran = subprocess.run([sys.executable, "-c", CROWDED], capture_output=True, text=True, check=True, timeout=240)
+    found = [tuple(map(int, line.split())) for line in ran.stdout.splitlines()]
+    assert [number for number, _, _ in found] == [-1, *range(40)]
+    policies = [policy for _, policy, _ in found]
+    n_yielded = policies.count(os.SCHED_IDLE)
+    assert 2 < n_yielded < 20
+    assert policies == [os.SCHED_IDLE] * n_yielded + [os.SCHED_OTHER] * (41 - n_yielded)
+    assert found[-1][2] == min(os.getpriority(os.PRIO_PROCESS, 0) + 10, 19)
+    assert "other programs leave the models hardly any time" in ran.stderr
 
 
 def test_what_nobody_waits_for_any_more_is_not_begun():
