@@ -1,5 +1,6 @@
 """Requests, whatever becomes of them, leave nothing to Python's garbage collector, which would hold up all others."""
 
+import contextlib
 import signal
 import subprocess
 import sys
@@ -9,9 +10,11 @@ from pathlib import Path
 import httpx
 import pytest
 
+from registry.deployment import Published, publish
+from tests.bundles import tiny_bundle
 from tests.serving.gateway import conftest, front
 from tests.serving.gateway.bundles import cross_bundle, joint_bundle
-from tests.serving.gateway.conftest import ending_well, url_of
+from tests.serving.gateway.conftest import ending_well, until, url_of
 
 N = 20
 """Requests of each kind: one that leaves anything leaves several objects."""
@@ -29,10 +32,7 @@ MASK = TEXTS | {"name": "attention_mask", "data": [1] * 6}
 
 @pytest.fixture(scope="module")
 def asked(tmp_path_factory, deployment):
-    """A gateway's client, and how much garbage it has and how often garbage of its youngest objects was looked for.
-
-    Two models read texts, and two phases rank, one late.
-    """
+    """Of a gateway in which two models read texts, and two phases rank, one late."""
     bundles = tmp_path_factory.mktemp("garbage")
     joint, cross = joint_bundle(bundles).path, cross_bundle(bundles).path
     config = {
@@ -41,6 +41,13 @@ def asked(tmp_path_factory, deployment):
         "phases": [{"model": "shop-ltr@champion"}, {"model": str(cross), "budget_ms": 0.01}],
         "limits": {"max_queue_length": 4, "max_candidates": 10, "max_body_bytes": 10_000},
     }
+    with running(deployment, config) as found:
+        yield found
+
+
+@contextlib.contextmanager
+def running(deployment: Path, config: dict, says: str = ""):
+    """A gateway's client, and what tells how many objects of garbage it had, and how often the collector has come."""
     process = subprocess.Popen(
         [sys.executable, "-c", PROGRAM, str(deployment), repr(config), "0"],
         stdout=subprocess.PIPE,
@@ -54,7 +61,7 @@ def asked(tmp_path_factory, deployment):
         process.send_signal(signal.SIGUSR1)
         return tuple(map(int, process.stdout.readline().split()))
 
-    with ending_well(process) as (line, _), httpx.Client(base_url=url_of(line), timeout=60) as client:
+    with ending_well(process, says) as (line, _), httpx.Client(base_url=url_of(line), timeout=60) as client:
         yield client, garbage
 
 
@@ -119,3 +126,21 @@ def test_what_is_held_is_not_looked_through_again_and_again(asked):
     for caller in callers:
         caller.close()
     assert after == before
+
+
+def test_versions_that_were_replaced_leave_no_garbage(tmp_path):
+    versions = {number: tiny_bundle(tmp_path / number, "intent", labels=(f"l{number}", "oos")) for number in "123456"}
+    publish(tmp_path, "q", {"champion": Published("1", versions["1"])})
+    with running(tmp_path, {"follow_s": 0.05}, "serving q/6, after q/5") as (client, garbage):
+
+        def served() -> str:
+            (model,) = client.get("/v1/models").json()["models"]
+            return model["ref"]
+
+        garbage()
+        for number, bundle in versions.items():
+            publish(tmp_path, "q", {"champion": Published(number, bundle)})
+            until(lambda number=number: served() == f"q/{number}")
+            understand(client, 1)
+        time.sleep(0.5)  # until the last one has retired
+        assert garbage()[0] < N
