@@ -33,8 +33,8 @@ _OTHER_FILES = 256
 """Descriptors beside those of connections: models, the log, Triton, Redis."""
 _GARBAGE = 20_000
 """By how many objects what is held must grow before garbage is looked for, which holds up every request. Requests leave
-none (those over gRPC a few, which are grpcio's own). With Python's own 700, all that waits under overload was looked
-through once a second, for 10 to 15 ms."""
+none (those over gRPC five small objects, which are grpcio's own). With Python's own 700, all that waits under overload
+was looked through once a second, for 10 to 15 ms."""
 _LOOKS_EVERY_S = 1.0
 """How often a catalogue's file is looked at where the deployment is not followed."""
 _TRITONS_OWN = {

@@ -54,6 +54,7 @@ _STREAMED_AT_ONCE = 16
 _log = logging.getLogger("rankyard.gateway")
 
 Context = Any
+Metadata = tuple[tuple[str, str], ...]
 Call = Callable[[Any, "_Watched"], Awaitable[Message]]
 
 
@@ -192,9 +193,9 @@ class GrpcServer:
                 answer.parameters["triton_final_response"].bool_param = True
                 return messages.ModelStreamInferResponse(infer_response=answer)
             except Exception as error:
-                refusal = watched.refused(error)
                 named = messages.ModelInferResponse(model_name=message.model_name, id=message.id)
-                return messages.ModelStreamInferResponse(error_message=refusal.message, infer_response=named)
+                told = watched.refused(error).message
+                return messages.ModelStreamInferResponse(error_message=told, infer_response=named)
 
     def _told_s(self, watched: _Watched) -> float | None:
         """The earlier of the call's own deadline and what its `x-deadline-ms` says, None where it has neither."""
@@ -224,14 +225,13 @@ class GrpcServer:
     def _unary(self, name: str, call: Call) -> Callable[[_Sent, Context], Awaitable[Message]]:
         async def answer(sent: _Sent, context: Context) -> Message:
             with self._watched(name, sent, context) as watched:
-                context.set_trailing_metadata((("x-request-id", watched.request.request_id.decode()),))
+                context.set_trailing_metadata(watched.named)
                 try:
                     batcher.priority.set(priority_of(watched.request))
                     return await call(sent.read(), watched)
                 except Exception as error:
-                    refusal = watched.refused(error)
-            code = _CODES.get(refusal.http_status, grpc.StatusCode.INTERNAL)
-            return await context.abort(code, refusal.message, _pushback(refusal))
+                    _refuse(context, watched.refused(error), watched.named)
+                    return messages.ModelInferResponse()  # nobody is sent it
 
         return answer
 
@@ -278,6 +278,11 @@ class _Watched:
     context: Context
     status: int = _OK
 
+    @property
+    def named(self) -> Metadata:
+        """What tells the caller how the call is named here."""
+        return (("x-request-id", self.request.request_id.decode()),)
+
     def refused(self, error: Exception) -> RankyardError:
         """Note what a call is refused for; an unexpected error is logged, and told as no more than that."""
         if not isinstance(error, RankyardError):
@@ -296,7 +301,14 @@ def _unsupported(name: str) -> Call:
     return refuse
 
 
-def _pushback(error: RankyardError) -> tuple[tuple[str, str], ...]:
+def _refuse(context: Context, error: RankyardError, named: Metadata) -> None:
+    """End a call with an error: not by `abort`, which leaves both to the garbage collector."""
+    context.set_code(_CODES.get(error.http_status, grpc.StatusCode.INTERNAL))
+    context.set_details(error.message)
+    context.set_trailing_metadata((*named, *_pushback(error)))
+
+
+def _pushback(error: RankyardError) -> Metadata:
     """When a client may try again, as gRPC's own retries understand it (gRFC A6)."""
     if not isinstance(error, OverloadedError):
         return ()

@@ -8,7 +8,10 @@ import time
 from pathlib import Path
 
 import httpx
+import numpy as np
 import pytest
+import tritonclient.grpc as triton
+from tritonclient.utils import InferenceServerException
 
 from registry.deployment import Published, publish
 from tests.bundles import tiny_bundle
@@ -37,6 +40,7 @@ def asked(tmp_path_factory, deployment):
     joint, cross = joint_bundle(bundles).path, cross_bundle(bundles).path
     config = {
         "deadline_ms": 20_000,
+        "grpc_port": 0,
         "models": {"tagging": str(joint)},
         "phases": [{"model": "shop-ltr@champion"}, {"model": str(cross), "budget_ms": 0.01}],
         "limits": {"max_queue_length": 4, "max_candidates": 10, "max_body_bytes": 10_000},
@@ -62,6 +66,7 @@ def running(deployment: Path, config: dict, says: str = ""):
         return tuple(map(int, process.stdout.readline().split()))
 
     with ending_well(process, says) as (line, _), httpx.Client(base_url=url_of(line), timeout=60) as client:
+        client.grpc = line.partition("grpc://")[2].partition(",")[0]
         yield client, garbage
 
 
@@ -81,6 +86,16 @@ def broken(client, _number, sent=b"NONSENSE\r\n\r\n", *, waits=True):
     with front.socket.create_connection((client.base_url.host, client.base_url.port), timeout=60) as caller:
         caller.sendall(sent)
         return front.rest(caller) if waits else None
+
+
+def over_grpc(client, _number, shape):
+    tensor = triton.InferInput("features", list(shape), "FP32")
+    tensor.set_data_from_numpy(np.zeros(shape, np.float32))
+    with triton.InferenceServerClient(client.grpc) as caller:
+        try:
+            caller.infer("shop-ltr", [tensor])
+        except InferenceServerException as error:
+            return error
 
 
 KINDS = {
@@ -116,6 +131,19 @@ def test_requests_leave_no_garbage(asked, kind):
     garbage()
     answers = [KINDS[kind](client, number) for number in range(N)]
     assert garbage()[0] < N, answers[-1]
+
+
+def test_calls_over_grpc_leave_what_is_grpcs_own(asked):
+    """Five small objects a call; a refusal would leave the request and all who had to do with it."""
+    client, garbage = asked
+    left = []
+    for shape in ((1, 2), (1, 9)):
+        over_grpc(client, 0, shape)
+        garbage()
+        answers = [over_grpc(client, number, shape) for number in range(N)]
+        assert (answers[-1] is None) == (shape == (1, 2))
+        left.append(garbage()[0])
+    assert max(left) <= 6 * N
 
 
 def test_what_is_held_is_not_looked_through_again_and_again(asked):

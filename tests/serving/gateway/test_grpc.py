@@ -154,7 +154,9 @@ def test_a_full_queue_is_told_with_when_to_come_back(deployment):
         with pytest.raises(grpc.RpcError) as full:
             service.GRPCInferenceServiceStub(channel).ModelInfer(asked)
         assert full.value.code() == grpc.StatusCode.RESOURCE_EXHAUSTED
-        assert int(dict(full.value.trailing_metadata())["grpc-retry-pushback-ms"]) >= 0
+        trailing = dict(full.value.trailing_metadata())
+        assert int(trailing["grpc-retry-pushback-ms"]) >= 0
+        assert trailing["x-request-id"]
         assert client.post("/v1/understand", json={"query": "red nike shoes"}).status_code == 200
 
 
