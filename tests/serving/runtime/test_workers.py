@@ -67,7 +67,9 @@ async def run():
     os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
     for thread in threading.enumerate():
         os.sched_setaffinity(thread.native_id, {min(os.sched_getaffinity(0))})
-    with subprocess.Popen([sys.executable, "-c", "while True: pass"]) as other:
+    busy = [sys.executable, "-c", "print(flush=True)\\nwhile True: pass"]
+    with subprocess.Popen(busy, stdout=subprocess.PIPE) as other:
+        other.stdout.readline()
         try:
             for found in await asyncio.gather(*(workers.run(compute, n) for n in range(40))):
                 print(*found)
