@@ -43,10 +43,10 @@ def deployment(tmp_path_factory) -> Path:
     return directory
 
 
-def start(deployment: Path, config: dict | None = None, port: int = 0) -> subprocess.Popen[str]:
+def start(deployment: Path, config: dict | None = None, port: int = 0, program: str = PROGRAM) -> subprocess.Popen[str]:
     """A gateway whose requests may take long, where nothing else is said: a busy machine is late, and is not tested."""
     return subprocess.Popen(
-        [sys.executable, "-c", PROGRAM, str(deployment), repr({"deadline_ms": 20_000} | (config or {})), str(port)],
+        [sys.executable, "-c", program, str(deployment), repr({"deadline_ms": 20_000} | (config or {})), str(port)],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

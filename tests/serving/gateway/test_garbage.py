@@ -1,9 +1,8 @@
 """Requests, whatever becomes of them, leave nothing to Python's garbage collector, which would hold up all others."""
 
 import contextlib
+import json
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -17,7 +16,7 @@ from registry.deployment import Published, publish
 from tests.bundles import tiny_bundle
 from tests.serving.gateway import conftest, front
 from tests.serving.gateway.bundles import cross_bundle, joint_bundle
-from tests.serving.gateway.conftest import ending_well, until, url_of
+from tests.serving.gateway.conftest import ending_well, start, until, url_of
 
 N = 20
 """Requests of each kind: one that leaves anything leaves several objects."""
@@ -27,7 +26,6 @@ import gc, signal
 signal.signal(signal.SIGUSR1, lambda *_: print(gc.collect(), gc.get_stats()[0]["collections"], flush=True))
 {conftest.PROGRAM}
 """
-LATE = {"x-deadline-ms": "0.01"}
 ROWS = [{"id": "a", "text": "red shoes", "features": {"price": 1}}, {"id": "b", "text": "red hat"}]
 TEXTS = {"name": "input_ids", "shape": [2, 3], "datatype": "INT64", "data": [2, 4, 3, 2, 4, 3]}
 MASK = TEXTS | {"name": "attention_mask", "data": [1] * 6}
@@ -39,7 +37,6 @@ def asked(tmp_path_factory, deployment):
     bundles = tmp_path_factory.mktemp("garbage")
     joint, cross = joint_bundle(bundles).path, cross_bundle(bundles).path
     config = {
-        "deadline_ms": 20_000,
         "grpc_port": 0,
         "models": {"tagging": str(joint)},
         "phases": [{"model": "shop-ltr@champion"}, {"model": str(cross), "budget_ms": 0.01}],
@@ -52,13 +49,7 @@ def asked(tmp_path_factory, deployment):
 @contextlib.contextmanager
 def running(deployment: Path, config: dict, says: str = ""):
     """A gateway's client, and what tells how many objects of garbage it had, and how often the collector has come."""
-    process = subprocess.Popen(
-        [sys.executable, "-c", PROGRAM, str(deployment), repr(config), "0"],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        cwd=Path(__file__).parents[3],
-    )
+    process = start(deployment, config, program=PROGRAM)
 
     def garbage() -> tuple[int, int]:
         time.sleep(0.1)  # for what is done after an answer
@@ -74,18 +65,27 @@ def understand(client, number, **changes):
     return client.post("/v1/understand", **{"json": {"query": f"red shoes {number}"}, **changes})
 
 
-def rank(client, _number, headers=None, **changes):
-    return client.post("/v1/rank", json={"candidates": ROWS, **changes}, headers=headers)
+def rank(client, _number, **changes):
+    return client.post("/v1/rank", json={"candidates": ROWS, **changes})
 
 
-def infer(client, _number, headers=None, **changes):
-    return client.post("/v2/models/joint/infer", json={"inputs": [TEXTS, MASK], **changes}, headers=headers)
+def infer(client, _number, **changes):
+    return client.post("/v2/models/joint/infer", json={"inputs": [TEXTS, MASK], **changes})
 
 
-def broken(client, _number, sent=b"NONSENSE\r\n\r\n", *, waits=True):
+def at_once(client, sent, *, waits=True):
+    """One request in one piece, over a connection of its own; nothing where nobody waits for the answer."""
     with front.socket.create_connection((client.base_url.host, client.base_url.port), timeout=60) as caller:
         caller.sendall(sent)
-        return front.rest(caller) if waits else None
+        if waits:
+            ((status, _, _),) = front.answers(caller, 1)
+            return httpx.Response(status)
+        return None
+
+
+def late(client, path, body):
+    """A request whose deadline is over when it has been read."""
+    return at_once(client, front.post(path, json.dumps(body).encode(), "x-deadline-ms: 0.01"))
 
 
 def over_grpc(client, _number, shape):
@@ -98,39 +98,47 @@ def over_grpc(client, _number, shape):
             return error
 
 
-KINDS = {
-    "a query": understand,
-    "a kept query": lambda client, _: understand(client, 0),
-    "several, one of them bad": lambda client, n: understand(client, n, json={"queries": [f"hat {n}", "", "red"]}),
-    "no JSON": lambda client, n: understand(client, n, content=b"{", json=None),
-    "a blank query": lambda client, n: understand(client, n, json={"query": " "}),
-    "too large": lambda client, n: understand(client, n, json={"query": "x" * 20_000}),
-    "too late": lambda client, n: understand(client, n, headers=LATE),
-    "several, too late": lambda client, n: understand(client, n, json={"queries": [f"a {n}", "b"]}, headers=LATE),
-    "a list, its second phase late": rank,
-    "a list, too late": lambda client, n: rank(client, n, headers=LATE),
-    "an explained list": lambda client, n: rank(client, n, explain="values"),
-    "an unknown feature": lambda client, n: rank(client, n, candidates=[{"id": "a", "features": {"weight": 1}}]),
-    "too many": lambda client, n: rank(client, n, candidates=[{"id": f"{place}"} for place in range(11)]),
-    "by columns": lambda client, n: rank(client, n, candidates={"ids": ["a"], "texts": ["red"], "features": {}}),
-    "tensors": infer,
-    "no tensors": lambda client, n: infer(client, n, inputs=[]),
-    "tensors, too late": lambda client, n: infer(client, n, headers=LATE),
-    "an unknown path": lambda client, _: client.get("/v1/nothing"),
-    "metrics": lambda client, _: client.get("/metrics"),
-    "no HTTP": broken,
-    "hung up on": lambda client, n: broken(client, n, front.post("/v1/understand", b'{"query": "x"}'), waits=False),
-    "half a body": lambda client, n: broken(client, n, front.post("/v1/rank", b"x" * 99)[:-9], waits=False),
+KINDS = {  # the status that it must be answered with, None where nobody waits for one
+    "a query": (200, understand),
+    "a kept query": (200, lambda client, _: understand(client, 0)),
+    "several, one of them bad": (
+        200,
+        lambda client, n: understand(client, n, json={"queries": [f"hat {n}", "", "red"]}),
+    ),
+    "no JSON": (400, lambda client, n: understand(client, n, content=b"{", json=None)),
+    "a blank query": (422, lambda client, n: understand(client, n, json={"query": " "})),
+    "too large": (413, lambda client, n: understand(client, n, json={"query": "x" * 20_000})),
+    "too late": (504, lambda client, n: late(client, "/v1/understand", {"query": f"red {n}"})),
+    "several, too late": (200, lambda client, n: late(client, "/v1/understand", {"queries": [f"a {n}", f"b {n}"]})),
+    "a list, its second phase late": (200, rank),
+    "a list, too late": (504, lambda client, _: late(client, "/v1/rank", {"candidates": ROWS})),
+    "an explained list": (200, lambda client, n: rank(client, n, explain="values")),
+    "an unknown feature": (422, lambda client, n: rank(client, n, candidates=[{"id": "a", "features": {"weight": 1}}])),
+    "too many": (413, lambda client, n: rank(client, n, candidates=[{"id": f"{place}"} for place in range(11)])),
+    "by columns": (200, lambda client, n: rank(client, n, candidates={"ids": ["a"], "texts": ["red"], "features": {}})),
+    "tensors": (200, infer),
+    "no tensors": (400, lambda client, n: infer(client, n, inputs=[])),
+    "tensors, too late": (504, lambda client, _: late(client, "/v2/models/joint/infer", {"inputs": [TEXTS, MASK]})),
+    "an unknown path": (404, lambda client, _: client.get("/v1/nothing")),
+    "metrics": (200, lambda client, _: client.get("/metrics")),
+    "no HTTP": (400, lambda client, _: at_once(client, b"NONSENSE\r\n\r\n")),
+    "hung up on": (
+        None,
+        lambda client, _: at_once(client, front.post("/v1/understand", b'{"query": "x"}'), waits=False),
+    ),
+    "half a body": (None, lambda client, _: at_once(client, front.post("/v1/rank", b"x" * 99)[:-9], waits=False)),
 }
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_requests_leave_no_garbage(asked, kind):
     client, garbage = asked
-    KINDS[kind](client, 10_000)
+    status, ask = KINDS[kind]
+    ask(client, 10_000)
     garbage()
-    answers = [KINDS[kind](client, number) for number in range(N)]
-    assert garbage()[0] < N, answers[-1]
+    answers = [ask(client, number) for number in range(N)]
+    assert garbage()[0] < N
+    assert {None if answer is None else answer.status_code for answer in answers} == {status}
 
 
 def test_calls_over_grpc_leave_what_is_grpcs_own(asked):
