@@ -89,6 +89,7 @@ class FallbackRuntime:
         finally:
             self._learn(breaker, asked, size, time.monotonic() - begin_s)
             await _cancel([task for task in asked if not task.done()])
+            asked.clear()  # an error's traceback leads here, and from here to the task that has the error
 
     async def _ask_second(self, model: ServedModel, inputs: Arrays, timeout_s: float) -> Outputs:
         """What it refuses at once is an answer too: the first may still give a better one."""
@@ -156,9 +157,9 @@ async def _cancel(tasks: Sequence[Asked]) -> None:
 async def _first_answer(asked: Sequence[Asked]) -> Outputs:
     """Give the first right answer; where all fail, raise what the last one asked failed on."""
     while True:
-        for task in asked:
-            if task.done() and task.exception() is None:
-                return task.result()
+        right = next((task for task in asked if task.done() and task.exception() is None), None)
+        if right is not None:
+            return right.result()
         pending = {task for task in asked if not task.done()}
         if not pending:
             return asked[-1].result()

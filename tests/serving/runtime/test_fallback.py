@@ -1,6 +1,8 @@
 """What happens when the first runtime fails, hangs, answers late, and comes back."""
 
 import asyncio
+import contextlib
+import gc
 from collections import Counter
 from dataclasses import replace
 from types import SimpleNamespace
@@ -250,3 +252,18 @@ def test_without_a_server_it_begins_with_the_second_and_without_the_model_it_doe
         await runtime.close()
 
     asyncio.run(scenario())
+
+
+@pytest.mark.parametrize("fault", [None, "hang", "failing"])
+def test_what_both_fail_on_leaves_nothing_to_the_collector(model, fault):
+    async def scenario(runtime, first, ask):
+        first.fault = "hang" if fault == "hang" else None
+        first.failing = runtime._second.failing = model.ref if fault == "failing" else None
+        runtime._second.fault = "hang" if fault == "hang" else None
+        gc.collect()
+        for _ in range(5):
+            with contextlib.suppress(RankyardError):
+                await ask()
+        assert gc.collect() == 0
+
+    run(scenario, model)
