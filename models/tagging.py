@@ -81,7 +81,7 @@ class TaggingModel:
 
         An entity's confidence is the chance that all of its words' tags are right, as `TagChain.chances` has it.
         """
-        logits_WK = self._word_logits(encoded, outputs)
+        logits_WK = self.word_logits(encoded, outputs)
         path = self._chain.best(logits_WK)
         found = spans([self._tags[tag] for tag in path])
         chances = self._chain.chances(logits_WK, path, [(span.start, span.end) for span in found])
@@ -97,9 +97,9 @@ class TaggingModel:
     def tags(self, text: str, encoded: Encoded, outputs: Arrays) -> list[str]:
         """Give the tag of every word of the text, as `decode` reads them."""
         del text
-        return [self._tags[tag] for tag in self._chain.best(self._word_logits(encoded, outputs))]
+        return [self._tags[tag] for tag in self._chain.best(self.word_logits(encoded, outputs))]
 
-    def _word_logits(self, encoded: Encoded, outputs: Arrays) -> NDArray[np.float64]:
+    def word_logits(self, encoded: Encoded, outputs: Arrays) -> NDArray[np.float64]:
         """Logits [W, K] at the first piece of every word; a word without pieces (-1) is surely outside."""
         first_W = np.asarray(encoded.first_pieces, dtype=np.int64)
         logits = np.asarray(outputs["tag_logits"], dtype=np.float64)

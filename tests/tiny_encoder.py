@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -10,12 +11,17 @@ from transformers import BertConfig, BertModel, DistilBertConfig, DistilBertMode
 from transformers.utils import logging as transformers_logging
 
 WORDS = ("red", "blue", "green", "nike", "adidas", "shoe", "##s", "shirt", "where", "is", "my", "order", "size", "10")
+OTHER_WORDS = ("##ike", "n", *(word for word in reversed(WORDS) if word not in ("nike", "10")))
+"""As many, by other numbers, and a brand in two pieces."""
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]")
 N_TOKENS = len(WORDS) + len(SPECIAL)
 
 
-def write_encoder(directory: Path, kind: str = "bert") -> Path:
-    """Write config.json, model.safetensors and tokenizer.json of a bert, roberta or distilbert with 2 layers."""
+def write_encoder(directory: Path, kind: str = "bert", words: Sequence[str] = WORDS) -> Path:
+    """Write config.json, model.safetensors and tokenizer.json of a bert, roberta or distilbert with 2 layers.
+
+    words: `WORDS`, or as many others, of which it makes its tokens.
+    """
     torch.manual_seed(0)
     sizes = {"vocab_size": N_TOKENS, "hidden_size": 16, "num_attention_heads": 2, "num_hidden_layers": 2}
     transformers_logging.disable_progress_bar()
@@ -31,7 +37,7 @@ def write_encoder(directory: Path, kind: str = "bert") -> Path:
         model = DistilBertModel(config)
     model.save_pretrained(directory)
     tokenizer = Tokenizer(
-        models.WordPiece({word: index for index, word in enumerate((*SPECIAL, *WORDS))}, unk_token="[UNK]")
+        models.WordPiece({word: index for index, word in enumerate((*SPECIAL, *words))}, unk_token="[UNK]")
     )
     tokenizer.normalizer = normalizers.BertNormalizer()
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()

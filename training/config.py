@@ -227,12 +227,12 @@ class JointTraining(NetworkTraining):
 class StudentModel(Config):
     """A small BERT that reads its teacher's tokens and begins with what the teacher's token embeddings know.
 
-    With `encoder` a pretrained one, which says itself how large it is.
+    With `encoder` a pretrained one, which says itself how large it is and reads tokens of its own.
     """
 
     kind: Literal["student"]
     encoder: str | None = None
-    """Hub id, directory, or installed weights package of an encoder with the teacher's tokenizer; null: a small one."""
+    """Hub id, directory, or installed weights package of a pretrained encoder; null: a small one."""
     n_layers: PositiveInt = 1
     n_hidden: PositiveInt = 128
     """Width of the network; each token of the vocabulary takes as many bytes in the served file."""

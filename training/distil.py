@@ -11,7 +11,8 @@ Shapes: N examples, B examples of a batch, T tokens, W words, C intent labels, K
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -23,7 +24,7 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedModel
 
 from models.batch import Arrays, Encoded
-from models.errors import ConfigError, DataError, InputError
+from models.errors import DataError, InputError
 from models.gazetteer import Gazetteer
 from models.intent import IntentModel
 from models.manifest import Calibration, EncoderOrigin, SubwordText
@@ -34,7 +35,7 @@ from models.networks.intent import IntentNetwork
 from models.networks.student import student_encoder
 from models.networks.transformer import GazetteerEmbedding, TransformerNetwork, load_encoder
 from models.tagging import TaggingModel
-from models.text import SubwordEncoder, open_tokenizer
+from models.text import SubwordEncoder
 from training.augment import augment, neighbours_of
 from training.calibrate import calibration_facts, check_scope
 from training.config import IntentStudentConfig, JointStudentTraining, StudentConfig, StudentModel
@@ -43,8 +44,8 @@ from training.encoder import check_max_tokens, resolve
 from training.fit import Checkpoint, Recorder
 from training.loop import Loss, Score, train
 from training.losses import weighted
-from training.network import Draft, FittedNetwork, answered_labels, indicators, settled
-from training.teacher import Chances, Teacher, TextModel, places_of_words
+from training.network import Draft, FittedNetwork, answered_labels, indicators, settled, signature
+from training.teacher import Chances, Teacher, TextModel
 
 
 def fit(
@@ -53,19 +54,23 @@ def fit(
     """Train a student of the bundles in the directories `config.teacher`, stopped early on the valid rows."""
     teacher = Teacher.open(config)
     _refuse_unknown_labels(teacher, splits.train)
+    _refuse_unread(teacher, splits.train)
     if isinstance(config, IntentStudentConfig) and isinstance(splits.train, IntentRows):
         check_scope(config.scope, splits)
     drafted = _draft(config, teacher)
     model = drafted.tagger() if drafted.contents.tags else IntentModel(drafted.contents, drafted.reader)
-    encoded = drafted.encode(splits, teacher.model.encode)
+    encoded = drafted.encode(splits, model.encode)
     texts = list(splits.train.requests())
-    more, n_refused = _encode_those_that_fit(_more_texts(config, splits, teacher, texts), teacher.model)
-    if n_refused:
-        recorder.say(f"note: {n_refused} unlabelled or generated texts are longer than the teacher reads; left out")
-    examples = [*encoded["train"], *more]
-    n_asked = len(teacher.bundles) * len(examples)
+    found = _more_texts(config, splits, teacher, texts)
+    more = [text for text in found if _is_read(text, (model, *teacher.models))]
+    if len(more) < len(found):
+        n_refused = len(found) - len(more)
+        recorder.say(f"note: {n_refused} unlabelled or generated texts are longer than is read; left out")
+    texts += more
+    examples = [*encoded["train"], *map(model.encode, more)]
+    n_asked = len(teacher.bundles) * len(texts)
     chances = teacher.chances(
-        examples, config.training.temperature, lambda n_done: recorder.progress("teacher", n_done, n_asked)
+        texts, config.training.temperature, lambda n_done: recorder.progress("teacher", n_done, n_asked)
     )
     facts = train(
         drafted.network,
@@ -100,6 +105,24 @@ def _refuse_unknown_labels(teacher: Teacher, rows: IntentRows | TaggingRows) -> 
         )
 
 
+def _refuse_unread(teacher: Teacher, rows: IntentRows | TaggingRows) -> None:
+    if n_unread := sum(not _is_read(text, teacher.models) for text in rows.requests()):
+        raise DataError(
+            f"a teacher must read every row of {rows.file}, {n_unread} are too long for {teacher.name} or another one; "
+            "train it with a higher model.max_tokens or shorten them",
+            field="teacher",
+        )
+
+
+def _is_read(text: str, models: Sequence[TextModel]) -> bool:
+    try:
+        for model in models:
+            model.encode(text)
+    except InputError:
+        return False
+    return True
+
+
 def _draft(config: StudentConfig, teacher: Teacher) -> Draft:
     """The untrained student; its bundle says of itself what the teacher's does, so that one can replace the other."""
     contents = teacher.contents
@@ -107,53 +130,59 @@ def _draft(config: StudentConfig, teacher: Teacher) -> Draft:
     if not isinstance(text, SubwordText):
         raise TypeError(f"a teacher that was opened reads tokens, got {text!r}")
     torch.manual_seed(config.training.seed)
-    encoder, origin = _encoder(config.model, teacher, text.max_tokens)
-    n_hidden = int(encoder.config.hidden_size)
+    its = _encoder(config.model, teacher, text.max_tokens)
+    n_hidden = int(its.network.config.hidden_size)
     terms = GazetteerEmbedding(len(contents.gazetteer), n_hidden, 0.0) if contents.gazetteer else None
-    n_labels, dropout = len(contents.labels or ()), config.model.dropout
+    n_labels, n_tags, dropout = len(contents.labels or ()), len(contents.tags or ()), config.model.dropout
     if contents.family == "intent":
-        network: TransformerNetwork = IntentNetwork(encoder, n_labels=n_labels, dropout=dropout)
+        network: TransformerNetwork = IntentNetwork(its.network, n_labels=n_labels, dropout=dropout)
     else:
         network = TransformerNetwork(
-            encoder,
+            its.network,
             n_labels=n_labels,
-            n_tags=len(contents.tags or ()),
+            n_tags=n_tags,
             dropout=dropout,
             crf=_transitions(teacher),
             gazetteer=terms,
         )
     # Temperature and scope are the student's own, settled once it is trained.
-    logits = tuple(spec for spec in contents.signature.outputs if spec.name in network.output_names)
-    own: dict[str, Any] = {"encoder": origin, "signature": contents.signature.model_copy(update={"outputs": logits})}
-    if contents.family == "intent":
-        own |= {"scope": None, "calibration": Calibration()}
-    directory = teacher.bundles[0].path
+    own: dict[str, Any] = {
+        "encoder": its.origin,
+        "signature": signature(network.input_names, n_labels, n_tags, its.pad),
+        "scope": None,
+        "calibration": Calibration(),
+    }
     return Draft(
         network,
         contents.model_copy(update=own),
-        directory / TOKENIZER,
-        SubwordEncoder(directory / TOKENIZER, text.max_tokens, text.max_windows),
-        Gazetteer.load(directory) if contents.gazetteer else None,
+        its.tokenizer_json,
+        SubwordEncoder(its.tokenizer_json, text.max_tokens, text.max_windows),
+        Gazetteer.load(teacher.bundles[0].path) if contents.gazetteer else None,
     )
 
 
-def _encoder(model: StudentModel, teacher: Teacher, max_tokens: int) -> tuple[PreTrainedModel, EncoderOrigin | None]:
+@dataclass(frozen=True)
+class _Encoder:
+    """What a student begins with: a network that reads tokens, and what gives it them."""
+
+    network: PreTrainedModel
+    tokenizer_json: Path
+    pad: int
+    origin: EncoderOrigin | None = None
+
+
+def _encoder(model: StudentModel, teacher: Teacher, max_tokens: int) -> _Encoder:
     """The pretrained encoder that is named, or a small one that begins with what the teacher knows of each token."""
     if model.encoder is None:
         pad = teacher.contents.signature.inputs[0].pad
         sizes = model.model_dump(exclude={"kind", "encoder"})
         vectors_VD = torch.from_numpy(teacher.token_vectors)
-        return student_encoder(vectors_VD, **sizes, n_positions=max_tokens, pad=pad), None
+        network = student_encoder(vectors_VD, **sizes, n_positions=max_tokens, pad=pad)
+        return _Encoder(network, teacher.bundles[0].path / TOKENIZER, pad)
     resolved = resolve(model.encoder)
-    if open_tokenizer(resolved.directory / TOKENIZER).to_str() != teacher.tokenizer.to_str():
-        raise ConfigError(
-            f"a student must read its teacher's tokens, the tokenizer of {model.encoder} is not that of "
-            f"{teacher.name}; name an encoder with the same one",
-            field="model.encoder",
-        )
-    encoder = load_encoder(resolved.directory)
-    check_max_tokens(max_tokens, model.encoder, encoder.config)
-    return encoder, resolved.origin
+    network = load_encoder(resolved.directory)
+    check_max_tokens(max_tokens, model.encoder, network.config)
+    return _Encoder(network, resolved.directory / TOKENIZER, resolved.pad, resolved.origin)
 
 
 def _transitions(teacher: Teacher) -> Crf | None:
@@ -178,16 +207,6 @@ def _more_texts(
     n_wanted = config.training.n_generated * len(texts)
     groups = splits.train.labels or [""] * len(texts)
     return [*logged, *augment(texts, groups, n_wanted, neighbours, config.training.seed)]
-
-
-def _encode_those_that_fit(texts: Sequence[str], model: TextModel) -> tuple[list[Encoded], int]:
-    encoded: list[Encoded] = []
-    for text in texts:
-        try:
-            encoded.append(model.encode(text))
-        except InputError:
-            continue
-    return encoded, len(texts) - len(encoded)
 
 
 def _loss(config: StudentConfig, drafted: Draft, examples: Sequence[Encoded], chances: Chances) -> Loss:
@@ -228,28 +247,38 @@ def soft_tag_loss(
     """Cross-entropy of `tag_logits` [B, T, K] at words' first tokens to the teacher's chances, mean over words.
 
     chances: [W, K] of every example. Of whole sequences where there is a `crf`, as `Crf.loss_to`, otherwise of each
-    word by itself, as `soft_cross_entropy`. A text in windows is as many rows of the batch.
+    word by itself, as `soft_cross_entropy`. A word without tokens is not asked for. A text in windows is as many rows
+    of the batch.
     """
-    places = [places_of_words(one) for one in examples]
+    places = [_places_of_words(one) for one in examples]
 
     def loss(outputs: Mapping[str, Tensor], chosen: NDArray[np.int64]) -> Tensor:
         starts = np.cumsum([0, *(examples[index].n_windows for index in chosen[:-1])])
-        texts = [(start, index) for start, index in zip(starts, chosen, strict=True) if len(chances[index])]
+        texts = [(start, index) for start, index in zip(starts, chosen, strict=True) if len(places[index][0])]
         if not texts:
             return outputs["tag_logits"].sum() * 0.0
-        rows = np.concatenate([start + places[index][0] for start, index in texts])
-        firsts = np.concatenate([places[index][1] for _, index in texts])
+        rows = np.concatenate([start + places[index][1] for start, index in texts])
+        firsts = np.concatenate([places[index][2] for _, index in texts])
         logits = outputs["tag_logits"][rows, firsts]
-        wanted = torch.from_numpy(np.concatenate([chances[index] for _, index in texts]).astype(np.float32))
+        its = [chances[index][places[index][0]] for _, index in texts]
+        wanted = torch.from_numpy(np.concatenate(its).astype(np.float32))
         if crf is None:
             return soft_cross_entropy(logits, wanted, temperature)
-        lengths = [len(chances[index]) for _, index in texts]
+        lengths = list(map(len, its))
         wanted_BWK, logits_BWK = (
             pad_sequence(list(torch.split(part, lengths)), batch_first=True) for part in (wanted, logits)
         )
         return crf.loss_to(wanted_BWK, logits_BWK, torch.tensor(lengths), temperature)
 
     return loss
+
+
+def _places_of_words(encoded: Encoded) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
+    """Every word that has a token, its window, and its first token there."""
+    first_W = np.array(encoded.first_pieces, dtype=np.int64)
+    window_W = np.array(encoded.word_windows or np.zeros_like(first_W), dtype=np.int64)
+    words = np.flatnonzero(first_W >= 0)
+    return words, window_W[words], first_W[words]
 
 
 def soft_cross_entropy(logits: Tensor, chances: Tensor, temperature: float) -> Tensor:

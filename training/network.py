@@ -157,7 +157,7 @@ def _draft(
     )
     contents = Contents(
         family="tagging" if tags else "intent",
-        signature=_signature(network.input_names, len(labels), len(tags), resolved.pad),
+        signature=signature(network.input_names, len(labels), len(tags), resolved.pad),
         labels=tuple(labels) or None,
         tags=tuple(tags) or None,
         has_transitions=crf is not None,
@@ -356,7 +356,8 @@ def _targets(
     return targets
 
 
-def _signature(input_names: Sequence[str], n_labels: int, n_tags: int, pad: int) -> Signature:
+def signature(input_names: Sequence[str], n_labels: int, n_tags: int, pad: int) -> Signature:
+    """Inputs and outputs of a network that reads tokens, `pad` the one that fills a row up."""
     outputs = []
     if n_labels:
         outputs.append(TensorSpec(name="intent_logits", dtype="float32", shape=(-1, n_labels)))

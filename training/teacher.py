@@ -1,7 +1,6 @@
-"""Trained models whose answers a student learns: bundles, asked as they are served.
+"""Trained models whose answers a student learns: bundles, asked as they are served, each by tokens of its own.
 
-Shapes: N texts, T tokens, W words that have a token, C intent labels, K tags, V tokens of the vocabulary, D dimensions
-of an embedding.
+Shapes: N texts, W words, C intent labels, K tags, V tokens of the vocabulary, D dimensions of an embedding.
 """
 
 from __future__ import annotations
@@ -42,7 +41,7 @@ _ANSWER_TOKENS = 1024
 _READ = {"input_ids", "attention_mask", GAZETTEER_INPUT}
 _ANSWERED = {"intent_logits", "tag_logits", DISTANCE_OUTPUT}
 
-_SHARED = ("text", "labels", "tags", "gives_several_labels", "implied_labels", "has_transitions", "gazetteer")
+_SHARED = ("labels", "tags", "gives_several_labels", "implied_labels", "has_transitions", "gazetteer")
 """Of the manifest, what several teachers must have in common."""
 
 
@@ -59,13 +58,13 @@ class Chances:
 
 @dataclass(frozen=True)
 class Teacher:
-    """One bundle, or several that answer the same questions of the same tokens.
+    """One bundle, or several that answer the same questions; several find an answer as likely as in the mean.
 
-    model, contents: those of the first. Several find an answer as likely as they do in the mean.
+    models: what reads texts for each. contents: of the first.
     """
 
     bundles: tuple[Bundle, ...]
-    model: TextModel
+    models: tuple[TextModel, ...]
     contents: Contents
 
     @classmethod
@@ -76,29 +75,28 @@ class Teacher:
             _check(bundle, config.task)
             _compare(bundles[0], bundle)
         contents = Contents(**{name: getattr(bundles[0].manifest, name) for name in Contents.model_fields})
-        model = open_model(bundles[0].path, contents)
-        if isinstance(model, RankingModel):
-            raise TypeError(f"a teacher of {config.task} reads texts, {bundles[0].manifest.name} does not")
-        return cls(bundles, model, contents)
+        return cls(bundles, tuple(map(_reader, bundles)), contents)
 
     def chances(
-        self, requests: Sequence[Encoded], temperature: float, progress: Callable[[int], None] = lambda _: None
+        self, texts: Sequence[str], temperature: float, progress: Callable[[int], None] = lambda _: None
     ) -> Chances:
-        """How likely the served variants find each answer to each request, their scores divided by `temperature`.
+        """How likely the served variants find each answer to each text, their scores divided by `temperature`.
 
-        Of tags with transitions the marginals over whole sequences, else the softmax of every word.
+        Of tags with transitions the marginals over whole sequences, else the softmax of every word. InputError for a
+        text that one of them cannot read.
         """
         intents: list[NDArray[np.float32]] = []
         tags: list[list[NDArray[np.float32]]] = []
-        for place, bundle in enumerate(self.bundles):
-            answers = _ask(bundle, requests, progress, n_before=place * len(requests))
+        for place, (bundle, model) in enumerate(zip(self.bundles, self.models, strict=True)):
+            requests = [model.encode(text) for text in texts]
+            answers = _ask(bundle, requests, progress, n_before=place * len(texts))
             if "intent_logits" in answers[0]:
                 logits_NC = np.stack([one["intent_logits"] for one in answers]).astype(np.float32) / temperature
                 intents.append(expit(logits_NC) if self.contents.gives_several_labels else softmax(logits_NC, axis=1))
-            if "tag_logits" in answers[0]:
+            if isinstance(model, TaggingModel):
                 marginals = self._marginals(bundle, temperature)
                 its = zip(requests, answers, strict=True)
-                tags.append([marginals(of_words(one, answer["tag_logits"]) / temperature) for one, answer in its])
+                tags.append([marginals(model.word_logits(*one) / temperature) for one in its])
         return Chances(
             intents=np.mean(intents, axis=0) if intents else None,
             tags=tuple(np.mean(each, axis=0).astype(np.float16) for each in zip(*tags, strict=True)) if tags else None,
@@ -149,7 +147,7 @@ class Teacher:
 
     @cached_property
     def tokenizer(self) -> Tokenizer:
-        """The tokenizer of all, without padding and truncation."""
+        """The tokenizer of the first one, without padding and truncation."""
         return open_tokenizer(self.bundles[0].path / TOKENIZER)
 
     @cached_property
@@ -163,17 +161,11 @@ class Teacher:
         return self._frame.index(self.tokenizer.encode("a", add_special_tokens=False).ids[0])
 
 
-def places_of_words(encoded: Encoded) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Window and first token [W] of every word that has a token."""
-    first_W = np.array(encoded.first_pieces, dtype=np.int64)
-    window_W = np.array(encoded.word_windows or np.zeros_like(first_W), dtype=np.int64)
-    return window_W[first_W >= 0], first_W[first_W >= 0]
-
-
-def of_words(encoded: Encoded, logits: NDArray[np.generic]) -> NDArray[np.float64]:
-    """Of logits [T, K], of a text in windows [windows, T, K], those at the first token of every word: [W, K]."""
-    window_W, first_W = places_of_words(encoded)
-    return np.asarray(logits.reshape(-1, *logits.shape[-2:])[window_W, first_W], dtype=np.float64)
+def _reader(bundle: Bundle) -> TextModel:
+    model = open_model(bundle.path, bundle.manifest)
+    if isinstance(model, RankingModel):
+        raise TypeError(f"a teacher reads texts, {bundle.manifest.name} does not")
+    return model
 
 
 def _check(bundle: Bundle, task: str) -> None:
@@ -197,11 +189,11 @@ def _check(bundle: Bundle, task: str) -> None:
 def _compare(first: Bundle, other: Bundle) -> None:
     """Refuse two teachers whose answers cannot be joined."""
     differing = [name for name in _SHARED if getattr(first.manifest, name) != getattr(other.manifest, name)]
-    digests = first.manifest.files, other.manifest.files
-    differing += [name for name in (TOKENIZER, GAZETTEER) if digests[0].get(name) != digests[1].get(name)]
+    if first.manifest.files.get(GAZETTEER) != other.manifest.files.get(GAZETTEER):
+        differing.append(GAZETTEER)
     if differing:
         raise ConfigError(
-            f"teachers must read and answer alike, {first.manifest.name} ({first.digest[:12]}) and "
+            f"teachers must answer alike, {first.manifest.name} ({first.digest[:12]}) and "
             f"{other.manifest.name} ({other.digest[:12]}) differ in {', '.join(differing)}; train them on the "
             "same rows, each with its own training.seed",
             field="teacher",
