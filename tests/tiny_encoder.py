@@ -7,7 +7,16 @@ from pathlib import Path
 
 import torch
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
-from transformers import BertConfig, BertModel, DistilBertConfig, DistilBertModel, RobertaConfig, RobertaModel
+from transformers import (
+    BertConfig,
+    BertModel,
+    DistilBertConfig,
+    DistilBertModel,
+    MPNetConfig,
+    MPNetModel,
+    RobertaConfig,
+    RobertaModel,
+)
 from transformers.utils import logging as transformers_logging
 
 WORDS = ("red", "blue", "green", "nike", "adidas", "shoe", "##s", "shirt", "where", "is", "my", "order", "size", "10")
@@ -18,7 +27,7 @@ N_TOKENS = len(WORDS) + len(SPECIAL)
 
 
 def write_encoder(directory: Path, kind: str = "bert", words: Sequence[str] = WORDS) -> Path:
-    """Write config.json, model.safetensors and tokenizer.json of a bert, roberta or distilbert with 2 layers.
+    """Write config.json, model.safetensors and tokenizer.json of a bert, roberta, mpnet or distilbert of 2 layers.
 
     words: `WORDS`, or as many others, of which it makes its tokens.
     """
@@ -30,6 +39,8 @@ def write_encoder(directory: Path, kind: str = "bert", words: Sequence[str] = WO
     elif kind == "roberta":
         config = RobertaConfig(**sizes, intermediate_size=32, max_position_embeddings=66, pad_token_id=1)
         model = RobertaModel(config)
+    elif kind == "mpnet":
+        model = MPNetModel(MPNetConfig(**sizes, intermediate_size=32, max_position_embeddings=66, pad_token_id=1))
     else:
         config = DistilBertConfig(
             vocab_size=N_TOKENS, dim=16, n_heads=2, n_layers=2, hidden_dim=32, max_position_embeddings=64

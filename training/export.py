@@ -1,9 +1,9 @@
 """From a PyTorch network to `model.onnx`: one graph for any batch and length, with the encoder's attention fused.
 
 torch's exporter writes attention as some twenty small operators, in a form that ONNX Runtime's fusions do not know.
-Where the encoder's self-attention is BERT's, it is therefore exported as ONNX Runtime's own Attention operator
-(`com.microsoft`), with query, key and value in one product, and packed (`training.packing`): padding costs nothing but
-in attention itself. Every other encoder is exported as it is.
+Where the encoder's self-attention is one of those known here, it is therefore exported as ONNX Runtime's own Attention
+operator (`com.microsoft`), with query, key and value in one product, and packed (`training.packing`): padding costs
+nothing but in attention itself. Every other encoder is exported as it is.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import copy
 import io
 import logging
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 from typing import Any
@@ -73,27 +73,39 @@ class _Mask:
     value: Tensor
 
 
-class _Attention(nn.Module):
-    """ONNX Runtime's Attention in place of a BERT self-attention; it can be exported, not run."""
+_BERT = ("query", "key", "value")
+_DISTILBERT = ("q_lin", "k_lin", "v_lin", "out_lin")
+_MPNET = ("q", "k", "v", "o")
+_FORMS = (_BERT, _DISTILBERT, _MPNET)
+"""What the layers of a self-attention are called: its three projections, and the one behind it where it has that too."""
 
-    def __init__(self, attention: Any, mask: _Mask) -> None:
+
+class _Attention(nn.Module):
+    """ONNX Runtime's Attention in place of an encoder's self-attention of a form; it can be exported, not run."""
+
+    def __init__(self, attention: nn.Module, form: Sequence[str], mask: _Mask) -> None:
         super().__init__()
-        layers = (attention.query, attention.key, attention.value)
+        *layers, last = (*(getattr(attention, name) for name in form), nn.Identity())[:4]
         self.weight = nn.Parameter(torch.cat([layer.weight for layer in layers]).T.contiguous())
         self.bias = nn.Parameter(torch.cat([layer.bias for layer in layers]))
-        self.n_heads = int(attention.num_attention_heads)
+        self.n_heads = _n_heads(attention)
+        self.last = last
         self._mask = mask
+        self._is_biased = form == _MPNET
 
-    def forward(self, hidden_states: Tensor, *_: object, **__: object) -> tuple[Tensor, None]:
+    def forward(
+        self, hidden_states: Tensor, _mask: object = None, bias_BNTT: Tensor | None = None, *_: object, **__: object
+    ) -> tuple[Tensor, None]:
+        others = (None, bias_BNTT) if self._is_biased else ()
         states_BTH = torch.onnx.ops.symbolic(
             "com.microsoft::Attention",
-            (hidden_states, self.weight, self.bias, self._mask.value),
+            (hidden_states, self.weight, self.bias, self._mask.value, *others),
             {"num_heads": self.n_heads},
             dtype=hidden_states.dtype,
             shape=hidden_states.shape,
             version=1,
         )
-        return states_BTH, None
+        return self.last(states_BTH), None
 
 
 class _FusedAttention(nn.Module):
@@ -106,19 +118,19 @@ class _FusedAttention(nn.Module):
 
     @classmethod
     def of(cls, network: TransformerNetwork) -> _FusedAttention | None:
-        """Give the network in this form, or None where its encoder is not one of BERT's layers."""
+        """Give the network in this form, or None where its encoder is not one of layers that are known."""
         network = copy.deepcopy(network)
         mask = _Mask()
         found = [
-            (parent, name, child)
+            (parent, name, child, form)
             for parent in network.encoder.modules()
             for name, child in parent.named_children()
-            if _is_bert_attention(child)
+            if (form := _form(child)) is not None
         ]
         if len(found) != getattr(network.encoder.config, "num_hidden_layers", -1):
             return None
-        for parent, name, child in found:
-            setattr(parent, name, _Attention(child, mask))
+        for parent, name, child, form in found:
+            setattr(parent, name, _Attention(child, form, mask))
         return cls(network, mask)
 
     def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
@@ -127,17 +139,23 @@ class _FusedAttention(nn.Module):
         return tuple(self.network.answer(self.network.states(input_ids, None, *others), attention_mask).values())
 
 
-def _is_bert_attention(module: nn.Module) -> bool:
-    """Plain scaled dot-product attention as BERT, RoBERTa and ELECTRA have it: three projections, dropout, no more."""
-    children = dict(module.named_children())
-    projections = [children.pop(name, None) for name in ("query", "key", "value")]
-    children.pop("dropout", None)
-    return (
-        not children
-        and hasattr(module, "num_attention_heads")
+def _form(module: nn.Module) -> Sequence[str] | None:
+    """Which form of plain scaled dot-product attention a module is: its projections, dropout, no more; None for none.
+
+    BERT's is also RoBERTa's and ELECTRA's. MPNet's is given a bias [B, heads, T, T] by the tokens' distance.
+    """
+    children = {name: child for name, child in module.named_children() if name != "dropout"}
+    form = next((form for form in _FORMS if set(form) == children.keys()), None)
+    is_plain = (
+        _n_heads(module) > 0
         and not getattr(module, "is_decoder", False)
-        and all(isinstance(layer, nn.Linear) and layer.bias is not None for layer in projections)
+        and all(isinstance(layer, nn.Linear) and layer.bias is not None for layer in children.values())
     )
+    return form if is_plain else None
+
+
+def _n_heads(attention: nn.Module) -> int:
+    return int(getattr(attention, "num_attention_heads", getattr(attention, "n_heads", 0)))
 
 
 def _export(exported: nn.Module, probe: tuple[Tensor, ...], network: TransformerNetwork) -> onnx.ModelProto:

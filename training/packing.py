@@ -93,7 +93,7 @@ class _Packing:
 
     def _attention(self, node: onnx.NodeProto) -> None:
         """One product for queries, keys and values of all tokens, attention within each text, its answer packed."""
-        states, weights, bias, mask, *_ = node.input
+        states, weights, bias, mask, *others = node.input
         n_hidden = next(tensor.dims[0] for tensor in self._graph.initializer if tensor.name == weights)
         rows = self._constant(f"rows_of_{n_hidden}", [-1, n_hidden])
         if states not in self._names:
@@ -102,7 +102,7 @@ class _Packing:
         product = self._add("MatMul", [self._names[states], weights])
         projected = self._add("Reshape", [self._add("Add", [product, bias]), rows])  # [3 N, H]
         parts = [self._add("Gather", [projected, part_BT]) for part_BT in self._parts_BT]
-        attended = self._add("MultiHeadAttention", [*parts, "", mask], domain=_CONTRIB)
+        attended = self._add("MultiHeadAttention", [*parts, "", mask, *others[1:2]], domain=_CONTRIB)
         self._nodes[-1].attribute.extend(node.attribute)
         flat = self._add("Reshape", [attended, rows])
         self._nodes.append(helper.make_node("Gather", [flat, self._cells_N], [self._pack(node.output[0])]))

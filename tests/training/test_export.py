@@ -78,13 +78,16 @@ def test_a_text_in_a_batch_answers_as_it_does_alone(joint):
         np.testing.assert_allclose(together["tag_logits"][: request.length], alone["tag_logits"], atol=1e-5)
 
 
+def operators(path):
+    return [node.op_type for node in onnx.load(path).graph.node]
+
+
 def test_the_graph_names_its_sizes_and_has_bert_attention_fused(joint):
     graph = onnx.load(joint[1]).graph
     sizes = [[size.dim_param for size in tensor.type.tensor_type.shape.dim] for tensor in graph.input]
     assert sizes == [["batch", "length"], ["batch", "length"]]
-    kinds = [node.op_type for node in graph.node]
-    assert kinds.count("MultiHeadAttention") == 2
-    assert "Softmax" not in kinds
+    assert operators(joint[1]).count("MultiHeadAttention") == 2
+    assert "Softmax" not in operators(joint[1])
 
 
 def test_int8_of_the_fused_graph_stays_near(joint, tmp_path):
@@ -95,13 +98,32 @@ def test_int8_of_the_fused_graph_stays_near(joint, tmp_path):
         np.testing.assert_allclose(near["intent_logits"], exact["intent_logits"], atol=0.1)
 
 
-@pytest.mark.parametrize(("kind", "n_fused"), [("roberta", 2), ("distilbert", 0)])
-def test_other_encoders_are_exported_too(tmp_path, kind, n_fused):
-    network = network_of(write_encoder(tmp_path, kind), n_labels=3, n_tags=0)
+@pytest.mark.parametrize("kind", ["roberta", "distilbert", "mpnet"])
+def test_other_encoders_are_fused_too_and_answer_as_pytorch_does(tmp_path, kind):
+    network = network_of(write_encoder(tmp_path, kind), n_labels=3, n_tags=5)
     network_to_onnx(network, tmp_path / "model.onnx")
-    graph = onnx.load(tmp_path / "model.onnx").graph
-    assert [node.op_type for node in graph.node].count("MultiHeadAttention") == n_fused
-    assert [tensor.name for tensor in graph.output] == ["intent_logits"]
+    assert operators(tmp_path / "model.onnx").count("MultiHeadAttention") == 2
+    batch = requests(3, 9, 2, 30)
+    inputs = {name: torch.from_numpy(array) for name, array in collate(batch, SIGNATURE).items()}
+    with torch.inference_mode():
+        expected = network(*inputs.values())
+    for row, (request, found) in enumerate(zip(batch, answers(tmp_path / "model.onnx", batch), strict=True)):
+        real = slice(request.length)
+        np.testing.assert_allclose(found["tag_logits"][real], expected["tag_logits"][row, real].numpy(), atol=1e-5)
+    quantize(tmp_path / "model.onnx", tmp_path / "model.int8.onnx")
+    for exact, near in zip(
+        *(answers(tmp_path / f"model.{form}", batch) for form in ("onnx", "int8.onnx")), strict=True
+    ):
+        np.testing.assert_allclose(near["intent_logits"], exact["intent_logits"], atol=0.1)
+
+
+def test_an_attention_that_is_not_known_is_exported_as_it_is(tmp_path):
+    network = network_of(write_encoder(tmp_path), n_labels=3, n_tags=0)
+    for layer in network.encoder.encoder.layer:
+        layer.attention.self.rotary = torch.nn.Identity()
+    network_to_onnx(network, tmp_path / "model.onnx")
+    assert "MultiHeadAttention" not in operators(tmp_path / "model.onnx")
+    assert [tensor.name for tensor in onnx.load(tmp_path / "model.onnx").graph.output] == ["intent_logits"]
 
 
 def test_an_export_that_answers_differently_is_refused(joint, tmp_path, monkeypatch):
