@@ -11,10 +11,11 @@ from models.chain import TRANSITIONS
 from models.errors import ConfigError, DataError
 from models.model import open_model
 from models.networks.crf import Crf
+from models.networks.transformer import load_encoder
 from models.session import OnnxSession
 from registry.tracking import Tracking
 from registry.workspace import Workspace
-from tests.tiny_encoder import OTHER_WORDS, write_encoder
+from tests.tiny_encoder import N_TOKENS, OTHER_WORDS, write_encoder
 from tests.training.test_network import ORDERS, SHOPPING, TAGS, Listener
 from training import distil, tagging
 from training.config import parse
@@ -175,6 +176,20 @@ def test_a_student_reads_tokens_of_its_own(teacher, data, tracking, tmp_path):
     assert made.bundle.manifest.signature.inputs[0].pad == 1
     assert teacher.bundle.manifest.signature.inputs[0].pad == 0
     assert (made.bundle.path / "tokenizer.json").read_text() == (tmp_path / "tokenizer.json").read_text()
+
+
+@pytest.mark.parametrize("kind", ["bert", "roberta", "distilbert", "mpnet"])
+def test_what_a_teacher_knows_of_a_token_is_found_in_every_kind_of_encoder(data, tracking, tmp_path, kind):
+    encoder = write_encoder(tmp_path, kind)
+    made = run(Order(parse(teaching(str(encoder), epochs=1), "tagging"), data, f"shop-{kind}"), tracking, Listener())
+    known = Teacher.open(student().model_copy(update={"teacher": (str(made.bundle.path),)})).token_vectors
+    n_tags = len(made.bundle.manifest.tags)
+    assert known.shape == (N_TOKENS, 16 + 2 + n_tags)
+    # The trained table moved away from the pretrained one by less than their own spread.
+    table = load_encoder(encoder).get_input_embeddings().weight.detach().numpy()
+    centred = table - table.mean(axis=0)
+    correlations = [np.corrcoef(a, b)[0, 1] for a, b in zip(known[:, :16], centred, strict=True)]
+    assert np.median(correlations) > 0.9
 
 
 def test_teachers_of_different_tokens_answer_word_by_word(teacher, data, tracking, tmp_path):
