@@ -15,7 +15,6 @@ import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import onnx
@@ -77,7 +76,7 @@ _BERT = ("query", "key", "value")
 _DISTILBERT = ("q_lin", "k_lin", "v_lin", "out_lin")
 _MPNET = ("q", "k", "v", "o")
 _FORMS = (_BERT, _DISTILBERT, _MPNET)
-"""What the layers of a self-attention are called: its three projections, and the one behind it where it has that too."""
+"""What the layers of a self-attention are called: three projections, and the one behind it where it has that too."""
 
 
 class _Attention(nn.Module):

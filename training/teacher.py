@@ -42,7 +42,7 @@ _READ = {"input_ids", "attention_mask", GAZETTEER_INPUT}
 _ANSWERED = {"intent_logits", "tag_logits", DISTANCE_OUTPUT}
 
 _LOOK_UPS = {"Gather": (1, 0), "EmbedLayerNormalization": (0, 2)}
-"""What looks tokens up in a table, once ONNX Runtime has joined operators: which input is the tokens, which the table."""
+"""What looks tokens up in a table, once ONNX Runtime has joined operators: the places of tokens and table."""
 
 _SHARED = ("labels", "tags", "gives_several_labels", "implied_labels", "has_transitions", "gazetteer")
 """Of the manifest, what several teachers must have in common."""
