@@ -182,6 +182,7 @@ def _fuse(graph: onnx.ModelProto, network: TransformerNetwork) -> onnx.ModelProt
     config = network.encoder.config
     options = FusionOptions("bert")
     options.enable_attention = False
+    options.enable_embed_layer_norm = False  # it wants a mask [B, T], and hides the table of tokens
     with quiet():
         fused = optimize_model(
             copy.deepcopy(graph),

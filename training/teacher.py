@@ -41,9 +41,6 @@ _ANSWER_TOKENS = 1024
 _READ = {"input_ids", "attention_mask", GAZETTEER_INPUT}
 _ANSWERED = {"intent_logits", "tag_logits", DISTANCE_OUTPUT}
 
-_LOOK_UPS = {"Gather": (1, 0), "EmbedLayerNormalization": (0, 2)}
-"""What looks tokens up in a table, once ONNX Runtime has joined operators: the places of tokens and table."""
-
 _SHARED = ("labels", "tags", "gives_several_labels", "implied_labels", "has_transitions", "gazetteer")
 """Of the manifest, what several teachers must have in common."""
 
@@ -226,11 +223,7 @@ def _transitions(bundle: Bundle) -> NDArray[np.float32]:
 def _embeddings(bundle: Bundle) -> NDArray[np.float32]:
     """The table of a bundle's token embeddings [V, D], out of `model.onnx`."""
     graph = onnx.load(str(bundle.path / MODEL)).graph
-    casts = (node for node in graph.node if node.op_type == "Cast" and node.input[0] == "input_ids")
-    tokens = {"input_ids", *(node.output[0] for node in casts)}
-    look_ups = (node for node in graph.node if node.op_type in _LOOK_UPS)
-    places = ((node.input, *_LOOK_UPS[node.op_type]) for node in look_ups)
-    tables = {inputs[table] for inputs, looked_up, table in places if inputs[looked_up] in tokens}
+    tables = {node.input[0] for node in graph.node if node.op_type == "Gather" and node.input[1] == "input_ids"}
     for tensor in graph.initializer:
         if tensor.name in tables and len(tensor.dims) == 2:
             return np.array(numpy_helper.to_array(tensor), dtype=np.float32)

@@ -21,6 +21,7 @@ from registry.workspace import Workspace
 from tests.tiny_encoder import write_encoder
 from training import cross_encoder, line, ranking
 from training.config import parse
+from training.export import network_to_onnx
 from training.fit import Checkpoint
 from training.quantization.quantizer import quantize
 from training.terminal import Terminal
@@ -138,7 +139,15 @@ def test_the_mask_of_texts_read_apart_is_exported_as_one_of_the_fused_attention(
     assert operators.count("MultiHeadAttention") == 2
 
 
-@pytest.mark.parametrize("kind", ["bert", "roberta"])
+@pytest.mark.parametrize("kind", ["roberta", "distilbert", "mpnet"])
+def test_other_encoders_read_apart_by_fused_attention_too(tmp_path, kind):
+    encoder = load_encoder(write_encoder(tmp_path, kind))
+    network_to_onnx(CrossEncoderNetwork(encoder, separator=3, dropout=0.0, reads_apart=True), tmp_path / MODEL)
+    operators = [node.op_type for node in onnx.load(tmp_path / MODEL).graph.node]
+    assert operators.count("MultiHeadAttention") == 2
+
+
+@pytest.mark.parametrize("kind", ["bert", "roberta", "distilbert", "mpnet"])
 def test_read_apart_a_text_has_the_states_that_it_has_alone(tmp_path, kind):
     encoder = load_encoder(write_encoder(tmp_path / kind, kind)).eval()
     network = CrossEncoderNetwork(encoder, separator=3, dropout=0.0, reads_apart=True).eval()
