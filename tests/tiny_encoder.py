@@ -12,6 +12,8 @@ from transformers import (
     BertModel,
     DistilBertConfig,
     DistilBertModel,
+    ModernBertConfig,
+    ModernBertModel,
     MPNetConfig,
     MPNetModel,
     RobertaConfig,
@@ -27,7 +29,7 @@ N_TOKENS = len(WORDS) + len(SPECIAL)
 
 
 def write_encoder(directory: Path, kind: str = "bert", words: Sequence[str] = WORDS) -> Path:
-    """Write config.json, model.safetensors and tokenizer.json of a bert, roberta, mpnet or distilbert of 2 layers.
+    """Write config.json, model.safetensors and tokenizer.json of one of the kinds below, of 2 layers.
 
     words: `WORDS`, or as many others, of which it makes its tokens.
     """
@@ -41,11 +43,16 @@ def write_encoder(directory: Path, kind: str = "bert", words: Sequence[str] = WO
         model = RobertaModel(config)
     elif kind == "mpnet":
         model = MPNetModel(MPNetConfig(**sizes, intermediate_size=32, max_position_embeddings=66, pad_token_id=1))
-    else:
+    elif kind == "modernbert":
+        special = {"pad_token_id": 0, "bos_token_id": 2, "cls_token_id": 2, "eos_token_id": 3, "sep_token_id": 3}
+        model = ModernBertModel(ModernBertConfig(**sizes, **special, intermediate_size=32, max_position_embeddings=64))
+    elif kind == "distilbert":
         config = DistilBertConfig(
             vocab_size=N_TOKENS, dim=16, n_heads=2, n_layers=2, hidden_dim=32, max_position_embeddings=64
         )
         model = DistilBertModel(config)
+    else:
+        raise ValueError(kind)
     model.save_pretrained(directory)
     tokenizer = Tokenizer(
         models.WordPiece({word: index for index, word in enumerate((*SPECIAL, *words))}, unk_token="[UNK]")

@@ -19,9 +19,10 @@ import onnx
 from numpy.typing import ArrayLike
 from onnx import TensorProto, helper, numpy_helper
 
+from training.contrib import CONTRIB
+
 MASK = "attention_mask"
 
-_CONTRIB = "com.microsoft"
 _TOKENWISE = frozenset(
     {
         *("Add", "Sub", "Mul", "Div", "Pow", "Sqrt", "Erf", "Tanh", "Relu", "Cast", "Identity", "MatMul"),
@@ -46,7 +47,7 @@ def pack(model: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def _is_attention(node: onnx.NodeProto) -> bool:
-    return bool(node.op_type == "Attention" and node.domain == _CONTRIB)
+    return bool(node.op_type == "Attention" and node.domain == CONTRIB)
 
 
 class _Packing:
@@ -102,7 +103,7 @@ class _Packing:
         product = self._add("MatMul", [self._names[states], weights])
         projected = self._add("Reshape", [self._add("Add", [product, bias]), rows])  # [3 N, H]
         parts = [self._add("Gather", [projected, part_BT]) for part_BT in self._parts_BT]
-        attended = self._add("MultiHeadAttention", [*parts, "", mask, *others[1:2]], domain=_CONTRIB)
+        attended = self._add("MultiHeadAttention", [*parts, "", mask, *others[1:2]], domain=CONTRIB)
         self._nodes[-1].attribute.extend(node.attribute)
         flat = self._add("Reshape", [attended, rows])
         self._nodes.append(helper.make_node("Gather", [flat, self._cells_N], [self._pack(node.output[0])]))

@@ -24,10 +24,10 @@ from numpy.typing import ArrayLike, NDArray
 from onnx import TensorProto, helper, numpy_helper
 from onnxruntime.quantization import QuantType, quantize_dynamic
 
+from training.contrib import CONTRIB, import_contrib
 from training.quantization.ranges import Range
 from training.quantization.recipes import RECIPES, Recipe
 
-_CONTRIB = "com.microsoft"
 _WEIGHT_LEVELS = 63  # 7 bits: AVX2 adds two products in 16 bits, and 2 x 255 x 63 just fits
 _ROW_LEVELS = 127
 _ROW_ZERO_POINT = 128
@@ -142,8 +142,7 @@ class _Rewriter:
         del graph.node[:], graph.initializer[:], graph.value_info[:]
         graph.node.extend(self._nodes)
         graph.initializer.extend(tensor for name, tensor in self._constants.items() if name in used)
-        if _CONTRIB not in {opset.domain for opset in self._model.opset_import}:
-            self._model.opset_import.append(helper.make_opsetid(_CONTRIB, 1))
+        import_contrib(self._model)
 
     def _matmul(self, node: onnx.NodeProto) -> bool:
         weights_KN = self._matrix(node.input[1])
@@ -188,7 +187,7 @@ class _Rewriter:
             packed = self._constant(f"{name}/blocks", levels_VG.reshape(len(table_VK), -1))
             inputs = [packed, indices, self._constant(f"{name}/block_scales", scales_VG)]
             self._add(
-                "GatherBlockQuantized", inputs, output, domain=_CONTRIB, bits=4, block_size=_BLOCK, quantize_axis=1
+                "GatherBlockQuantized", inputs, output, domain=CONTRIB, bits=4, block_size=_BLOCK, quantize_axis=1
             )
             return True
         levels_VK, scales_V1 = _levels(table_VK, axis=1, n_levels=_TABLE_LEVELS)
@@ -201,7 +200,7 @@ class _Rewriter:
     def _skip_norm(self, node: onnx.NodeProto) -> bool:
         """The sum and the norm, in operators of their own; Sum, because ONNX Runtime would fuse Add again."""
         states, skip, gamma, beta, *bias = node.input
-        if len(node.output) > 1 or node.domain != _CONTRIB:
+        if len(node.output) > 1 or node.domain != CONTRIB:
             return False
         output = node.output[0]
         if bias and bias[0]:
@@ -239,10 +238,10 @@ class _Rewriter:
         levels, scales = self._columns(weights_KN, name, rows)
         inputs = [rows.levels, levels, rows.scale, scales, rows.zero_point]
         if rows.row_scales is None:
-            self._add("MatMulIntegerToFloat", inputs, output, domain=_CONTRIB)
+            self._add("MatMulIntegerToFloat", inputs, output, domain=CONTRIB)
             self._open[output] = self._nodes[-1]
             return
-        product = self._add("MatMulIntegerToFloat", inputs, f"int8/{output}/unscaled", domain=_CONTRIB)
+        product = self._add("MatMulIntegerToFloat", inputs, f"int8/{output}/unscaled", domain=CONTRIB)
         self._add("Mul", [product, rows.row_scales], output)
 
     def _weights_only(self, activations: str, weights_KN: NDArray[np.float32], name: str, output: str) -> None:
@@ -255,7 +254,7 @@ class _Rewriter:
             self._constant(f"{name}/block_scales", scales_NG),
         ]
         sizes = {"K": n_inputs, "N": n_outputs, "bits": bits, "block_size": _BLOCK}
-        self._add("MatMulNBits", inputs, output, domain=_CONTRIB, accuracy_level=_INT8_ACTIVATIONS, **sizes)
+        self._add("MatMulNBits", inputs, output, domain=CONTRIB, accuracy_level=_INT8_ACTIVATIONS, **sizes)
 
     def _columns(self, weights_KN: NDArray[np.float32], name: str, rows: _Rows) -> tuple[str, str]:
         """Names of the weights as 7-bit levels and of their scales, one a column or one in all."""
