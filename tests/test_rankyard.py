@@ -338,6 +338,19 @@ def test_a_query_of_a_megabyte_is_an_error_of_its_own_line(run: Run, tmp_path: P
     assert second["error"]["code"] == "too_large"
 
 
+def test_answers_that_nobody_reads_any_more_end_quietly(tmp_path: Path) -> None:
+    bundle = tiny_bundle(tmp_path / "bundles")
+    (tmp_path / "queries.txt").write_text("red shoes\n" * 3000)
+    command = [sys.executable, "-m", "rankyard", "predict", str(bundle.path), "--file", str(tmp_path / "queries.txt")]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        assert "product_search" in process.stdout.readline()
+        process.stdout.close()
+        assert process.stderr.read() == ""
+    assert process.returncode == 0
+
+
 def test_check_finds_a_workspace_whose_bundle_was_changed(run: Run, tmp_path: Path) -> None:
     workspace = tmp_path / ".rankyard"
     bundle = tiny_bundle(workspace / "bundles")

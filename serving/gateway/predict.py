@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterable, Iterator
+from collections.abc import AsyncGenerator, Iterable, Iterator
 from typing import Any
 
 from models.answers import to_json
@@ -21,11 +21,14 @@ def predict(served: ServedModel, lines: Iterable[str]) -> Iterator[dict[str, Any
     """
     with asyncio.Runner() as runner:
         answers = _answers(served, lines)
-        while (answer := runner.run(anext(answers, None))) is not None:
-            yield answer
+        try:
+            while (answer := runner.run(anext(answers, None))) is not None:
+                yield answer
+        finally:
+            runner.run(answers.aclose())
 
 
-async def _answers(served: ServedModel, lines: Iterable[str]) -> AsyncIterator[dict[str, Any]]:
+async def _answers(served: ServedModel, lines: Iterable[str]) -> AsyncGenerator[dict[str, Any], None]:
     # Nobody else waits here: a first, cold answer may take its time.
     config = GatewayConfig(deadline_ms=30_000)
     # To look for the fastest scorer would take longer than a few lists do.
