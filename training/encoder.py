@@ -87,12 +87,15 @@ def resolve(encoder: str) -> ResolvedEncoder:
         ) from error
 
 
-def check_max_tokens(max_tokens: int, encoder: str, config: object) -> None:
-    """Refuse to read more tokens than an encoder has positions for, by its `transformers` config; ConfigError."""
+def check_max_tokens(max_tokens: int, encoder: str, config: object, whose: str = "") -> None:
+    """Refuse to read more tokens than an encoder has positions for, by its `transformers` config; ConfigError.
+
+    whose: "the teacher's " where not the configuration itself says how many.
+    """
     longest = int(getattr(config, "max_position_embeddings", max_tokens))
     if max_tokens > longest:
         raise ConfigError(
-            f"model.max_tokens must be at most the {longest} tokens that {encoder} reads, got {max_tokens}",
+            f"{whose}model.max_tokens must be at most the {longest} tokens that {encoder} reads, got {max_tokens}",
             field="model.max_tokens",
         )
 

@@ -5,6 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from models.batch import Encoded
 from models.chain import TRANSITIONS
@@ -212,6 +213,18 @@ def test_a_row_that_a_teacher_cannot_read_is_refused(teacher, data, tmp_path):
     (tmp_path / "valid.jsonl").write_text((data / "valid.jsonl").read_text())
     with pytest.raises(DataError, match=r"every row of train\.jsonl, 1 are too long for shop"):
         fit(student(), tagging.read(tmp_path, student()), teacher, Listener())
+
+
+def test_an_encoder_that_reads_less_than_its_teacher_is_refused(teacher, data, tmp_path):
+    encoder = write_encoder(tmp_path)
+    config = json.loads((encoder / "config.json").read_text()) | {"max_position_embeddings": 12}
+    (encoder / "config.json").write_text(json.dumps(config))
+    weights = load_file(encoder / "model.safetensors")
+    places = "embeddings.position_embeddings.weight"
+    save_file(weights | {places: weights[places][:12].contiguous()}, encoder / "model.safetensors", {"format": "pt"})
+    settings = student(model={"kind": "student", "encoder": str(encoder)})
+    with pytest.raises(ConfigError, match=r"^the teacher's model.max_tokens must be at most the 12 tokens .*, got 16$"):
+        fit(settings, tagging.read(data, settings), teacher, Listener())
 
 
 def test_a_pretrained_encoder_has_its_own_size():
