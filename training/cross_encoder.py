@@ -101,7 +101,7 @@ def _network(config: RankingCrossEncoderConfig, resolved: ResolvedEncoder, pairs
         )
     torch.manual_seed(config.training.seed)
     encoder = load_encoder(resolved.directory)
-    check_max_tokens(model.max_tokens, model.encoder, encoder.config)
+    check_max_tokens(model.max_tokens, model.encoder, encoder)
     if model.reads_apart and "position_ids" not in inspect.signature(encoder.forward).parameters:
         raise ConfigError(
             f"model.reads_apart needs an encoder that takes positions, {model.encoder} does not; leave it out",

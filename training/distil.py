@@ -181,7 +181,7 @@ def _encoder(model: StudentModel, teacher: Teacher, max_tokens: int) -> _Encoder
         return _Encoder(network, teacher.bundles[0].path / TOKENIZER, pad)
     resolved = resolve(model.encoder)
     network = load_encoder(resolved.directory)
-    check_max_tokens(max_tokens, model.encoder, network.config, "the teacher's ")
+    check_max_tokens(max_tokens, model.encoder, network, "the teacher's ")
     return _Encoder(network, resolved.directory / TOKENIZER, resolved.pad, resolved.origin)
 
 

@@ -11,9 +11,11 @@ from typing import Literal
 
 from huggingface_hub import snapshot_download, try_to_load_from_cache
 from huggingface_hub.errors import HFValidationError
+from transformers import PreTrainedModel
 
 from models.errors import ConfigError
 from models.manifest import EncoderOrigin
+from models.networks.transformer import first_position
 from registry.bundle import sha256
 
 CONFIG = "config.json"
@@ -87,15 +89,15 @@ def resolve(encoder: str) -> ResolvedEncoder:
         ) from error
 
 
-def check_max_tokens(max_tokens: int, encoder: str, config: object, whose: str = "") -> None:
-    """Refuse to read more tokens than an encoder has positions for, by its `transformers` config; ConfigError.
+def check_max_tokens(max_tokens: int, name: str, encoder: PreTrainedModel, whose: str = "") -> None:
+    """Refuse to read more tokens than an encoder has positions for; ConfigError.
 
     whose: "the teacher's " where not the configuration itself says how many.
     """
-    longest = int(getattr(config, "max_position_embeddings", max_tokens))
-    if max_tokens > longest:
+    n_positions = getattr(encoder.config, "max_position_embeddings", None)
+    if n_positions is not None and max_tokens > (longest := int(n_positions) - first_position(encoder)):
         raise ConfigError(
-            f"{whose}model.max_tokens must be at most the {longest} tokens that {encoder} reads, got {max_tokens}",
+            f"{whose}model.max_tokens must be at most the {longest} tokens that {name} reads, got {max_tokens}",
             field="model.max_tokens",
         )
 

@@ -141,7 +141,7 @@ def _draft(
     resolved = resolve(model.encoder)
     torch.manual_seed(training.seed)
     encoder = load_encoder(resolved.directory)
-    check_max_tokens(model.max_tokens, model.encoder, encoder.config)
+    check_max_tokens(model.max_tokens, model.encoder, encoder)
     terms = None
     if gazetteer is not None:
         terms = GazetteerEmbedding(len(gazetteer.types), int(encoder.config.hidden_size), _UNSEEN_TERMS)

@@ -105,7 +105,7 @@ def _titles(train: RankingRows) -> list[str]:
 def _write_encoder(model: PairsModel, directory: Path) -> None:
     resolved = resolve(model.encoder)
     encoder = load_encoder(resolved.directory)
-    check_max_tokens(model.max_tokens, model.encoder, encoder.config)
+    check_max_tokens(model.max_tokens, model.encoder, encoder)
     float32_path = directory / "encoder.float32.onnx"
     network_to_onnx(SentenceNetwork(encoder), float32_path)
     quantize(float32_path, directory / ENCODER)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers import PreTrainedModel
 
-from models.networks.transformer import TransformerNetwork
+from models.networks.transformer import TransformerNetwork, first_position
 
 _N_HIDDEN = 64
 _FIRST_SLOPE = 5.0
@@ -37,9 +37,7 @@ class CrossEncoderNetwork(TransformerNetwork):
         self._separator = separator
         self._reads_apart = reads_apart
         self._has_second_type = self._reads_token_types and int(getattr(encoder.config, "type_vocab_size", 0)) > 1
-        # RoBERTa counts from behind its padding token.
-        padding = getattr(getattr(encoder, "embeddings", None), "padding_idx", None)
-        self._first_position = 0 if padding is None else int(padding) + 1
+        self._first_position = first_position(encoder)
         self.layer = nn.Linear(4 * n_states, _N_HIDDEN)
         self.head = nn.Linear(_N_HIDDEN, 1)
         nn.init.zeros_(self.head.weight)

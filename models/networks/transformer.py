@@ -137,6 +137,12 @@ class IntentPrior(nn.Module):
         return (chances_BC1 * self.penalties_CK).sum(1, keepdim=True)
 
 
+def first_position(encoder: nn.Module) -> int:
+    """Where an encoder counts positions from: RoBERTa and its kin from behind that of padding, others from 0."""
+    padding = getattr(getattr(encoder, "embeddings", None), "padding_idx", None)
+    return 0 if padding is None else int(padding) + 1
+
+
 def load_encoder(directory: Path) -> PreTrainedModel:
     """Load a pretrained encoder (config.json, model.safetensors) in float32, without the pooler that no head reads."""
     verbosity = transformers_logging.get_verbosity()

@@ -10,7 +10,7 @@ from models.batch import collate, split
 from models.errors import ConfigError, DataError, InputError, RefusedError
 from models.gazetteer import Gazetteer
 from models.model import open_model
-from models.networks.transformer import GazetteerEmbedding
+from models.networks.transformer import GazetteerEmbedding, load_encoder
 from models.session import OnnxSession
 from models.text import SubwordEncoder
 from tests.tiny_encoder import write_encoder
@@ -242,8 +242,14 @@ def test_rows_that_are_too_long_are_counted_before_training(encoder, tmp_path):
         tagging.fit(config(encoder), Splits(rows.train, rows.valid, long), Listener(), Checkpoint(tmp_path, "f"))
 
 
-def test_more_tokens_than_the_encoder_has_positions_for_are_refused(encoder, tmp_path):
-    longer = config(encoder, model={"max_tokens": 65})
+@pytest.mark.parametrize("kind", ["bert", "roberta", "distilbert", "mpnet"])
+def test_more_tokens_than_the_encoder_has_positions_for_are_refused(tmp_path, kind):
+    encoder = write_encoder(tmp_path / "encoder", kind)
+    network = load_encoder(encoder)
+    network(input_ids=torch.full((1, 64), 5))
+    with pytest.raises((IndexError, RuntimeError, ValueError)):
+        network(input_ids=torch.full((1, 65), 5))
+    longer = config(str(encoder), model={"max_tokens": 65})
     with pytest.raises(ConfigError, match=r"max_tokens must be at most the 64 tokens .* got 65"):
         tagging.fit(longer, joint_rows(), Listener(), Checkpoint(tmp_path, "f"))
 
