@@ -92,7 +92,7 @@ class Log:
 @contextlib.contextmanager
 def ending_well(process: subprocess.Popen[str], says: str = "") -> Iterator[tuple[str, Log]]:
     """Where a gateway is ready, as a line, and its log. SIGTERM ends it, and must end it well; it logs `says`, or
-    nothing.
+    nothing but that other programs keep the cores busy, which is no fault of its own.
     """
     with process:
         log = Log(process)
@@ -110,7 +110,8 @@ def ending_well(process: subprocess.Popen[str], says: str = "") -> Iterator[tupl
                 process.kill()
             said = log.end()
     assert process.returncode == 0
-    assert says in said if says else not said, said
+    faults = [line for line in said.splitlines() if "other programs leave the models hardly any time" not in line]
+    assert says in said if says else not faults, said
 
 
 def url_of(line: str) -> str:
