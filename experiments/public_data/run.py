@@ -79,13 +79,13 @@ def train(name: str, study: dict[str, Any], seed: int, data: Path, workspace: Pa
 
 
 def teachers(study: dict[str, Any], name: str, data: Path, workspace: Path) -> list[Bundle]:
-    """Those to learn from, one a seed of every kind: trained where the workspace lacks them."""
+    """Those to learn from, one a seed: trained where the workspace lacks them."""
+    its = study["teachers"]
     found = []
-    for kind in study["teachers"]:
-        for seed in kind["seeds"]:
-            overrides = [f"training.seed={seed}", *kind.get("set", [])]
-            its_name = f"{name}-{kind.get('name', 'teacher')}-{seed}"
-            found.append(command.trained(study["task"], kind["configuration"], data, its_name, workspace, overrides))
+    for seed in its["seeds"]:
+        overrides = [f"training.seed={seed}", *its.get("set", [])]
+        its_name = f"{name}-teacher-{seed}"
+        found.append(command.trained(study["task"], its["configuration"], data, its_name, workspace, overrides))
     return found
 
 
