@@ -98,7 +98,7 @@ def test_int8_of_the_fused_graph_stays_near(joint, tmp_path):
         np.testing.assert_allclose(near["intent_logits"], exact["intent_logits"], atol=0.1)
 
 
-@pytest.mark.parametrize("kind", ["roberta", "distilbert", "mpnet"])
+@pytest.mark.parametrize("kind", ["roberta", "xlm-roberta", "electra", "distilbert", "mpnet"])
 def test_other_encoders_are_fused_too_and_answer_as_pytorch_does(tmp_path, kind):
     network = network_of(write_encoder(tmp_path, kind), n_labels=3, n_tags=5)
     with torch.no_grad():  # as far from nothing as trained weights are: what is left out must show
@@ -121,8 +121,9 @@ def test_other_encoders_are_fused_too_and_answer_as_pytorch_does(tmp_path, kind)
         np.testing.assert_allclose(near["intent_logits"], exact["intent_logits"], atol=0.1)
 
 
-def test_an_encoder_of_unknown_attention_is_exported_as_it_is(tmp_path):
-    network = network_of(write_encoder(tmp_path, "modernbert"), n_labels=3, n_tags=0)
+@pytest.mark.parametrize("kind", ["modernbert", "deberta-v2", "albert"])
+def test_an_encoder_of_unknown_attention_is_exported_as_it_is(tmp_path, kind):
+    network = network_of(write_encoder(tmp_path, kind), n_labels=3, n_tags=0)
     network_to_onnx(network, tmp_path / "model.onnx")
     assert "MultiHeadAttention" not in operators(tmp_path / "model.onnx")
     onnx.shape_inference.infer_shapes_path(str(tmp_path / "model.onnx"), strict_mode=True)
