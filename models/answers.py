@@ -6,9 +6,9 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True, unsafe_hash=True)
 class Alternative:
-    """Another label and its confidence."""
+    """Another label and its confidence. Nobody changes one; frozen, it would take three times as long to make."""
 
     label: str
     confidence: float

@@ -18,6 +18,8 @@ from models.manifest import Signature, TensorSpec
 
 Arrays = Mapping[str, NDArray[np.generic]]
 
+_TOGETHER = 256
+
 
 class Word(NamedTuple):
     """A word of the user's text: `text[start:end]`."""
@@ -55,16 +57,18 @@ def collate(requests: Sequence[Encoded], signature: Signature) -> dict[str, NDAr
 
 
 def _join(blocks: Sequence[NDArray[np.generic]], spec: TensorSpec) -> NDArray[np.generic]:
+    """Stack blocks [rows, length, ...] under each other, each padded to the longest."""
     blocks = [block if block.ndim == len(spec.shape) else block[None] for block in blocks]
     if len(blocks) == 1:
         return blocks[0].astype(spec.dtype, copy=False)
     if len({block.shape[1:] for block in blocks}) == 1:
         return np.concatenate(blocks, dtype=spec.dtype)
-    longest = np.max([block.shape[1:] for block in blocks], axis=0)
-    joined = np.full((sum(map(len, blocks)), *longest), spec.pad, dtype=spec.dtype)
+    longest = max([block.shape[1] for block in blocks])
+    joined = np.empty((sum([len(block) for block in blocks]), longest, *blocks[0].shape[2:]), dtype=spec.dtype)
+    joined.fill(spec.pad)
     row = 0
     for block in blocks:
-        joined[(slice(row, row + len(block)), *map(slice, block.shape[1:]))] = block
+        joined[row : row + len(block), : block.shape[1]] = block
         row += len(block)
     return joined
 
@@ -97,3 +101,13 @@ def split(outputs: Arrays, requests: Sequence[Encoded], signature: Signature) ->
             answers.append({name: array.mean(axis=0) if array.ndim < 3 else array for name, array in windows.items()})
         row = last
     return answers
+
+
+def parts(n: int) -> list[slice]:
+    """Parts of `n` requests that are few enough to be read together: more would take memory, and no less time."""
+    return [slice(begin, begin + _TOGETHER) for begin in range(0, n, _TOGETHER)]
+
+
+def stacked(outputs: Sequence[Arrays]) -> dict[str, NDArray[np.generic]]:
+    """Outputs of whole texts, each of its own request, one below the other: name -> [requests, ...]."""
+    return {name: np.array([one[name] for one in outputs]) for name in outputs[0]}

@@ -1,6 +1,6 @@
 """Intent: a text in, its label with confidence and alternatives out; the same decoding offline and in the gateway.
 
-Shapes: C labels.
+Shapes: B texts, C labels, I labels other than `oos`.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from models.answers import Alternative, Intent, Reading
-from models.batch import Arrays, Encoded
+from models.batch import Arrays, Encoded, parts, stacked
 from models.manifest import OOS_LABEL, Contents, Scope
 from models.scope import Inside, inside, scope_log_odds
 from models.text import NgramEncoder, SubwordEncoder
@@ -44,69 +44,90 @@ class IntentModel:
 
     def decode(self, text: str, encoded: Encoded, outputs: Arrays) -> Reading:
         """Read the intent out of one request's outputs."""
-        del text, encoded
-        logits_C = outputs["intent_logits"]
+        return self.decode_batch([text], [encoded], [outputs])[0]
+
+    def decode_batch(
+        self, texts: Sequence[str], encoded: Sequence[Encoded], outputs: Sequence[Arrays]
+    ) -> list[Reading]:
+        """Read the intents out of several requests' outputs, each as if it were alone, in a part of the time."""
+        del encoded
+        return [Reading(intent) for part in parts(len(texts)) for intent in self._intents(stacked(outputs[part]))]
+
+    def _intents(self, outputs: Arrays) -> list[Intent]:
+        logits_BC = outputs["intent_logits"]
         if self._gives_several:
-            return Reading(intent=decode_intents(logits_C, self._labels, self._temperature, implied=self._implied))
+            return [
+                decode_labels(logits_C, self._labels, self._temperature, implied=self._implied)
+                for logits_C in logits_BC
+            ]
         if self._scope is None:
-            return Reading(intent=decode_intent(logits_C, self._labels, self._temperature))
-        return Reading(intent=decode_in_scope(outputs, self._inside, self._temperature, self._scope))
+            return decode_intents(logits_BC, self._labels, self._temperature)
+        return decode_in_scope(outputs, self._inside, self._temperature, self._scope)
 
 
-def decode_intent(
-    logits_C: NDArray[np.generic],
+def decode_intents(
+    logits_BC: NDArray[np.generic],
     labels: Sequence[str],
     temperature: float,
     n_alternatives: int = _N_ALTERNATIVES,
-) -> Intent:
-    """Give the likeliest label, its confidence, and the next labels in falling order.
+) -> list[Intent]:
+    """Give each text's likeliest label, its confidence, and the next labels in falling order.
 
     Confidences are softmax(logits / temperature) over all labels, `oos` like any other; of equal logits the first label
     in the order of `labels` wins. In float64.
     """
-    chances_C = _softmax(np.asarray(logits_C, dtype=np.float64) / temperature)
-    return _answer(labels, chances_C, int(np.asarray(logits_C).argmax()), n_alternatives)
+    chances_BC = _softmax(np.asarray(logits_BC, dtype=np.float64) / temperature)
+    return _answers(labels, chances_BC, np.asarray(logits_BC).argmax(axis=1).tolist(), n_alternatives)
 
 
 def decode_in_scope(
     outputs: Arrays, labels: Inside, temperature: float, scope: Scope, n_alternatives: int = _N_ALTERNATIVES
-) -> Intent:
-    """Decide on scope, give the likeliest label, its confidence, and the next labels in falling order.
+) -> list[Intent]:
+    """Decide on scope, give each text's likeliest label, its confidence, and the next labels in falling order.
 
     q = softmax(logits / temperature) over the labels other than `oos`, and the decision is the threshold's alone. Where
     the log-odds of being in scope are calibrated, p = sigmoid(log-odds), the confidence of a label is p q, that of
     `oos` is 1 - p. Where they are not, p = 1 for a text in scope and max q for one out of scope. In float64; of equal
-    logits the first label wins. outputs: `intent_logits` [C], and `class_distance` for a scope that weighs it.
+    logits the first label wins. outputs: `intent_logits` [B, C], and `class_distance` [B] for a scope that weighs it.
     """
-    inside_I = _softmax(np.asarray(outputs["intent_logits"], dtype=np.float64)[labels.places] / temperature)
-    log_odds = float(scope_log_odds(scope, outputs, labels))
-    is_in_scope = log_odds >= scope.threshold
-    best = int(inside_I.argmax())
-    uncalibrated = 1.0 if is_in_scope else float(inside_I[best])
-    p_inside = _sigmoid(log_odds) if scope.is_calibrated else uncalibrated
-    chances = np.empty(len(labels.with_oos))
-    np.multiply(inside_I, p_inside, out=chances[:-1])
-    chances[-1] = 1 - p_inside
-    return _answer(labels.with_oos, chances, best if is_in_scope else len(labels.names), n_alternatives)
-
-
-def _answer(names: Sequence[str], chances: NDArray[np.float64], best: int, n_alternatives: int) -> Intent:
-    """The answer `best`, and of the others the likeliest, as far as they have a chance; of equal ones the first."""
-    likeliest = (-chances).argsort(kind="stable")[: n_alternatives + 1]
-    others = [
-        Alternative(names[place], chance)
-        for place, chance in zip(likeliest.tolist(), chances[likeliest].tolist(), strict=True)
-        if place != best and chance > 0
+    inside_BI = _softmax(np.asarray(outputs["intent_logits"], dtype=np.float64)[:, labels.places] / temperature)
+    log_odds = scope_log_odds(scope, outputs, labels).tolist()
+    best_inside = inside_BI.argmax(axis=1).tolist()
+    best = [
+        place if odds >= scope.threshold else len(labels.names)
+        for odds, place in zip(log_odds, best_inside, strict=True)
     ]
-    return Intent(
-        label=names[best],
-        confidence=float(chances[best]),
-        in_scope=names[best] != OOS_LABEL,
-        alternatives=tuple(others[:n_alternatives]),
-    )
+    if scope.is_calibrated:
+        p_inside_B = np.array([_sigmoid(odds) for odds in log_odds])
+    else:
+        p_inside_B = np.where(np.array(best) < len(labels.names), 1.0, inside_BI.max(axis=1))
+    chances = np.empty((len(best), len(labels.with_oos)))
+    np.multiply(inside_BI, p_inside_B[:, np.newaxis], out=chances[:, :-1])
+    np.subtract(1, p_inside_B, out=chances[:, -1])
+    return _answers(labels.with_oos, chances, best, n_alternatives)
 
 
-def decode_intents(
+def _answers(
+    names: Sequence[str], chances: NDArray[np.float64], best: Sequence[int], n_alternatives: int
+) -> list[Intent]:
+    """The answers `best`, and of the others the likeliest, as far as they have a chance; of equal ones the first."""
+    rows = np.arange(len(best))
+    likeliest = (-chances).argsort(axis=1, kind="stable")[:, : n_alternatives + 1]
+    of_likeliest = chances[rows[:, np.newaxis], likeliest].tolist()
+    answers = []
+    for one, confidence, places, its in zip(
+        best, chances[rows, best].tolist(), likeliest.tolist(), of_likeliest, strict=True
+    ):
+        others = [
+            Alternative(names[place], chance)
+            for place, chance in zip(places, its, strict=True)
+            if place != one and chance > 0
+        ]
+        answers.append(Intent(names[one], confidence, names[one] != OOS_LABEL, tuple(others[:n_alternatives])))
+    return answers
+
+
+def decode_labels(
     logits_C: NDArray[np.generic],
     labels: Sequence[str],
     temperature: float,
@@ -114,7 +135,7 @@ def decode_intents(
     *,
     implied: Mapping[str, Sequence[str]] | None = None,
 ) -> Intent:
-    """Give every label that applies, where a text may have several: those whose sigmoid(logit / temperature) >= 0.5.
+    """Give every label that applies to a text, where several may: those whose sigmoid(logit / temperature) >= 0.5.
 
     A label that others imply has no lower a chance than any of them, so that none stands without what it implies. The
     likeliest one is the `label`; of equal ones that which implies the fewest, then the first in the order of `labels`.
@@ -153,10 +174,10 @@ def answered_label(intent: Intent) -> str:
     return joined_labels(one.label for one in intent.labels) if intent.labels else intent.label
 
 
-def _softmax(scaled_C: NDArray[np.float64]) -> NDArray[np.float64]:
+def _softmax(scaled_BC: NDArray[np.float64]) -> NDArray[np.float64]:
     # The methods `max` and `sum` are Python, which a lone text finds in no cache.
-    odds_C = np.exp(scaled_C - np.maximum.reduce(scaled_C))
-    return np.asarray(odds_C / np.add.reduce(odds_C))
+    odds_BC = np.exp(scaled_BC - np.maximum.reduce(scaled_BC, axis=1, keepdims=True))
+    return np.asarray(odds_BC / np.add.reduce(odds_BC, axis=1, keepdims=True))
 
 
 def _sigmoid(log_odds: float) -> float:

@@ -169,6 +169,12 @@ class RankingModel:
         """Order candidates by falling score; equal scores keep the order they came in."""
         return ranked(request.ids, np.asarray(outputs["score"], dtype=np.float64).reshape(-1))
 
+    def decode_batch(
+        self, requests: Sequence[RankRequest], encoded: Sequence[Encoded], outputs: Sequence[Arrays]
+    ) -> list[tuple[Ranked, ...]]:
+        """Order the candidates of several requests, each as if it were alone."""
+        return [self.decode(*one) for one in zip(requests, encoded, outputs, strict=True)]
+
     def _matrix(self, request: RankRequest) -> NDArray[np.float32]:
         """Features [D, F] as they were sent; a request's own matrix where it has every column in its place."""
         table = request.features

@@ -1,23 +1,24 @@
 """Tagging: words in, entities with character offsets out; the same decoding at evaluation and in the gateway.
 
-Shapes: T tokens, W words, K tags.
+Shapes: B texts, T tokens, W words, K tags, C labels.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from models.answers import Entity, Reading
-from models.batch import Arrays, Encoded
+from models.answers import Entity, Intent, Reading
+from models.batch import Arrays, Encoded, Word, parts
 from models.chain import TagChain
 from models.gazetteer import INPUT as GAZETTEER_INPUT
 from models.gazetteer import Gazetteer
-from models.intent import decode_intent
+from models.intent import decode_intents
 from models.manifest import Contents
 from models.text import SubwordEncoder, split_words
 
@@ -77,27 +78,43 @@ class TaggingModel:
         return self._encoder.encode_words(text, words, {GAZETTEER_INPUT: self._gazetteer.match(words)})
 
     def decode(self, text: str, encoded: Encoded, outputs: Arrays) -> Reading:
-        """Read entities (and the intent, where joint) out of one request's outputs.
+        """Read entities (and the intent, where joint) out of one request's outputs."""
+        return self.decode_batch([text], [encoded], [outputs])[0]
+
+    def decode_batch(
+        self, texts: Sequence[str], encoded: Sequence[Encoded], outputs: Sequence[Arrays]
+    ) -> list[Reading]:
+        """Read several requests' outputs, each as if it were alone, in a part of the time.
 
         An entity's confidence is the chance that all of its words' tags are right, as `TagChain.chances` has it.
         """
-        logits_WK = self.word_logits(encoded, outputs)
-        path = self._chain.best(logits_WK)
-        found = spans([self._tags[tag] for tag in path])
-        chances = self._chain.chances(logits_WK, path, [(span.start, span.end) for span in found])
-        entities = []
-        for span, chance in zip(found, chances, strict=True):
-            start, end = _trim(text, encoded.words[span.start].start, encoded.words[span.end - 1].end)
-            entities.append(Entity(span.type, text[start:end], start, end, chance))
-        intent = None
-        if self._labels is not None and "intent_logits" in outputs:
-            intent = decode_intent(outputs["intent_logits"], self._labels, self._temperature)
-        return Reading(intent=intent, entities=tuple(entities))
+        readings: list[Reading] = []
+        for part in parts(len(texts)):
+            readings += self._readings(texts[part], encoded[part], outputs[part])
+        return readings
 
-    def tags(self, text: str, encoded: Encoded, outputs: Arrays) -> list[str]:
-        """Give the tag of every word of the text, as `decode` reads them."""
-        del text
-        return [self._tags[tag] for tag in self._chain.best(self.word_logits(encoded, outputs))]
+    def _readings(
+        self, texts: Sequence[str], encoded: Sequence[Encoded], outputs: Sequence[Arrays]
+    ) -> Iterator[Reading]:
+        logits = [self.word_logits(*one) for one in zip(encoded, outputs, strict=True)]
+        paths = self._chain.best(logits)
+        found = [spans([self._tags[tag] for tag in path]) for path in paths]
+        chances = self._chain.chances(logits, paths, [[(span.start, span.end) for span in its] for its in found])
+        intents: Sequence[Intent | None] = [None] * len(texts)
+        if self._labels is not None and "intent_logits" in outputs[0]:
+            logits_BC = np.array([one["intent_logits"] for one in outputs])
+            intents = decode_intents(logits_BC, self._labels, self._temperature)
+        for text, one, intent, its, sure in zip(texts, encoded, intents, found, chances, strict=True):
+            yield Reading(intent, tuple(map(partial(_entity, text, one.words), its, sure)))
+
+    def tags(self, encoded: Sequence[Encoded], outputs: Sequence[Arrays]) -> list[list[str]]:
+        """Give the tag of every word of each text, as `decode` reads them."""
+        paths: list[list[int]] = []
+        for part in parts(len(encoded)):
+            paths += self._chain.best(
+                [self.word_logits(*one) for one in zip(encoded[part], outputs[part], strict=True)]
+            )
+        return [[self._tags[tag] for tag in path] for path in paths]
 
     def word_logits(self, encoded: Encoded, outputs: Arrays) -> NDArray[np.float64]:
         """Logits [W, K] at the first piece of every word; a word without pieces (-1) is surely outside."""
@@ -123,6 +140,11 @@ def spans(tags: Sequence[str]) -> list[Span]:
         if tag_type and not open_type:
             start, open_type = word, tag_type
     return found
+
+
+def _entity(text: str, words: Sequence[Word], span: Span, chance: float) -> Entity:
+    start, end = _trim(text, words[span.start].start, words[span.end - 1].end)
+    return Entity(span.type, text[start:end], start, end, chance)
 
 
 def _trim(text: str, start: int, end: int) -> tuple[int, int]:

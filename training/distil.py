@@ -296,12 +296,11 @@ def _scorer(
     texts = rows.requests()
 
     def score(outputs: list[Arrays]) -> Score:
-        answered = list(zip(texts, encoded, outputs, strict=True))
-        labels = answered_labels([model.decode(*one) for one in answered])
+        labels = answered_labels(model.decode_batch(texts, encoded, outputs))
         if isinstance(rows, IntentRows):
             ratios = intent_metrics(rows.labels, labels)
         elif isinstance(model, TaggingModel):
-            tags = [model.tags(*one) for one in answered]
+            tags = model.tags(encoded, outputs)
             ratios = tagging_metrics(rows.tags, tags, rows.labels if labels else None, labels or None)
         else:
             raise TypeError(f"rows with tags need a tagging model, got {type(model).__name__}")

@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 
 from models import bootstrap
 from models.answers import Reading
-from models.batch import Arrays, Encoded, collate, split
-from models.intent import answered_label, decode_intent
+from models.batch import Arrays, Encoded, collate, split, stacked
+from models.intent import answered_label, decode_intents
 from models.manifest import OOS_LABEL, Contents, Scope
 from models.metrics import (
     MAIN_METRIC,
@@ -90,10 +90,9 @@ def answer(model: Model, contents: Contents, run: Run, requests: Sequence[Any], 
     for begin in range(0, len(by_length), batch_size):
         batch = by_length[begin : begin + batch_size]
         together = [encoded[i] for i in batch]
-        for i, outputs in zip(
-            batch, split(run(collate(together, contents.signature)), together, contents.signature), strict=True
-        ):
-            answers[i] = Answered(encoded[i], outputs, model.decode(requests[i], encoded[i], outputs))
+        outputs = split(run(collate(together, contents.signature)), together, contents.signature)
+        readings = model.decode_batch([requests[i] for i in batch], together, outputs)
+        answers.update(zip(batch, map(Answered, together, outputs, readings), strict=True))
     return [answers[i] for i in range(len(encoded))]
 
 
@@ -227,7 +226,8 @@ def _before(
 ) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
     """Confidences [N] as they are before calibration and the decision on scope, and whether their labels are right."""
     labels = contents.labels or ()
-    intents = [decode_intent(one.outputs["intent_logits"], labels, 1.0, n_alternatives=0) for one in answered]
+    logits_NC = stacked([one.outputs for one in answered])["intent_logits"]
+    intents = decode_intents(logits_NC, labels, 1.0, n_alternatives=0)
     is_right = [intent.label == label for intent, label in zip(intents, rows.labels, strict=True)]
     return np.array([intent.confidence for intent in intents], dtype=np.float64), np.array(is_right, dtype=np.bool_)
 
@@ -236,7 +236,7 @@ def _judge_tags(model: Model, contents: Contents, rows: TaggingRows, answered: S
     if not isinstance(model, TaggingModel):
         raise TypeError(f"rows with tags need a tagging model, got {type(model).__name__}")
     texts = rows.requests()
-    tags = tuple(tuple(model.tags(text, one.encoded, one.outputs)) for text, one in zip(texts, answered, strict=True))
+    tags = tuple(map(tuple, model.tags([one.encoded for one in answered], [one.outputs for one in answered])))
     is_joint = rows.labels is not None and contents.labels is not None
     labels, confidences_N = _intents(answered) if is_joint else (None, None)
     # A joint row is the same example as an intent row of its text and label: two such models can be paired.

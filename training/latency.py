@@ -117,8 +117,7 @@ def _call(model: Model, contents: Contents, run: Run, requests: Sequence[Any]) -
     before = time.perf_counter()
     outputs = run(batch)
     after = time.perf_counter()
-    for request, one, its in zip(requests, encoded, split(outputs, encoded, contents.signature), strict=True):
-        model.decode(request, one, its)
+    model.decode_batch(requests, encoded, split(outputs, encoded, contents.signature))
     return time.perf_counter() - begin, after - before
 
 

@@ -192,8 +192,8 @@ def fit_intent(
         network.start_from(means_CH, gives_several=drafted.contents.gives_several_labels)
 
     def score(outputs: list[Arrays]) -> Score:
-        answered = zip(valid.texts, encoded["valid"], outputs, strict=True)
-        ratios = intent_metrics(valid.labels, answered_labels([model.decode(*one) for one in answered]))
+        readings = model.decode_batch(valid.texts, encoded["valid"], outputs)
+        ratios = intent_metrics(valid.labels, answered_labels(readings))
         return Score(ratios["accuracy"].value, {f"valid_{name}": ratio.value for name, ratio in ratios.items()})
 
     if drafted.contents.gives_several_labels:
@@ -268,10 +268,10 @@ def fit_tagging(
     texts = valid.requests()
 
     def score(outputs: list[Arrays]) -> Score:
-        answered = list(zip(texts, encoded["valid"], outputs, strict=True))
         model = drafted.tagger()
-        predicted_tags = [model.tags(*one) for one in answered]
-        predicted_labels = _labels_of([model.decode(*one) for one in answered]) if labels else None
+        predicted_tags = model.tags(encoded["valid"], outputs)
+        readings = model.decode_batch(texts, encoded["valid"], outputs) if labels else []
+        predicted_labels = _labels_of(readings) if labels else None
         ratios = tagging_metrics(valid.tags, predicted_tags, valid.labels, predicted_labels)
         main = [ratios[name].value for name in ("span_f1", "intent_accuracy") if name in ratios]
         return Score(sum(main) / max(1, len(main)), {f"valid_{name}": ratio.value for name, ratio in ratios.items()})

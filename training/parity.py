@@ -89,5 +89,5 @@ def _difference(name: str, wanted: NDArray[np.generic], found: NDArray[np.generi
 def _decision(model: Model, request: Any, found: Answered, outputs: Arrays) -> Any:
     reading = model.decode(request, found.encoded, outputs)
     label = getattr(getattr(reading, "intent", None), "label", None)
-    tags = model.tags(request, found.encoded, outputs) if isinstance(model, TaggingModel) else None
+    tags = model.tags([found.encoded], [outputs])[0] if isinstance(model, TaggingModel) else None
     return label, tags

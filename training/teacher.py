@@ -18,7 +18,7 @@ from onnx import numpy_helper
 from scipy.special import expit, softmax
 from tokenizers import Tokenizer
 
-from models.batch import Arrays, Encoded, collate
+from models.batch import Arrays, Encoded, collate, parts
 from models.chain import TRANSITIONS, TagChain
 from models.errors import ConfigError
 from models.gazetteer import GAZETTEER
@@ -95,19 +95,21 @@ class Teacher:
                 intents.append(expit(logits_NC) if self.contents.gives_several_labels else softmax(logits_NC, axis=1))
             if isinstance(model, TaggingModel):
                 marginals = self._marginals(bundle, temperature)
-                its = zip(requests, answers, strict=True)
-                tags.append([marginals(model.word_logits(*one) / temperature) for one in its])
+                logits = [model.word_logits(*one) / temperature for one in zip(requests, answers, strict=True)]
+                tags.append([one for part in parts(len(logits)) for one in marginals(logits[part])])
         return Chances(
             intents=np.mean(intents, axis=0) if intents else None,
             tags=tuple(np.mean(each, axis=0).astype(np.float16) for each in zip(*tags, strict=True)) if tags else None,
         )
 
-    def _marginals(self, bundle: Bundle, temperature: float) -> Callable[[NDArray[np.float64]], NDArray[np.float32]]:
-        """From scores [W, K] of a text's words to the chance of each tag at each word."""
+    def _marginals(
+        self, bundle: Bundle, temperature: float
+    ) -> Callable[[Sequence[NDArray[np.float64]]], list[NDArray[np.float32]]]:
+        """From scores [W, K] of the words of texts to the chance of each tag at each word."""
         if not self.contents.has_transitions:
-            return lambda logits_WK: softmax(logits_WK, axis=1).astype(np.float32)
+            return lambda logits: [softmax(logits_WK, axis=1).astype(np.float32) for logits_WK in logits]
         chain = TagChain(self.contents.tags or (), _transitions(bundle) / temperature)
-        return lambda logits_WK: chain.marginals(logits_WK).astype(np.float32)
+        return lambda logits: [marginals_WK.astype(np.float32) for marginals_WK in chain.marginals(logits)]
 
     @cached_property
     def transitions(self) -> NDArray[np.float32] | None:

@@ -97,7 +97,7 @@ def unseen_brands(bundle: Bundle, data: Path) -> Ratio:
         wanted = {span for span in spans(tags) if span.type == "brand" and tokens[span.start : span.end] not in known}
         there[index] = len(wanted)
         one = answered[index]
-        found[index] = len(wanted & set(spans(model.tags(texts[index], one.encoded, one.outputs))))
+        found[index] = len(wanted & set(spans(*model.tags([one.encoded], [one.outputs]))))
     return Ratio(found, there)
 
 

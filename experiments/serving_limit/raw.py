@@ -112,8 +112,7 @@ class Raw:
             ]
             encoded = [one for one, _ in batch]
             outputs = split(session.run(collate(encoded, signature)), encoded, signature)
-            for (one, text), its in zip(batch, outputs, strict=True):
-                self._model.decode(text, one, its)
+            self._model.decode_batch([text for _, text in batch], encoded, outputs)
             times_s.append(time.perf_counter() - begin_s)
             n_done += len(batch)
         return n_done, times_s

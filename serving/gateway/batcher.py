@@ -24,7 +24,7 @@ from models.manifest import Signature
 from serving.gateway.config import BatchConfig
 from serving.gateway.cost import Cost
 from serving.gateway.errors import EXPIRED, FAILED
-from serving.gateway.flow import Flow, Item, Outputs, Place
+from serving.gateway.flow import Decoding, Flow, Item, Outputs, Place
 from serving.gateway.telemetry import Telemetry
 from serving.runtime.protocol import Runtime, ServedModel, check_rows
 
@@ -81,11 +81,17 @@ class Batcher:
         return Place(flow)
 
     def submit(
-        self, model: ServedModel, encoded: Encoded, deadline_s: float, place: Place | None = None
-    ) -> asyncio.Future[Outputs]:
+        self,
+        model: ServedModel,
+        encoded: Encoded,
+        deadline_s: float,
+        place: Place | None = None,
+        decoding: Decoding | None = None,
+    ) -> asyncio.Future[Any]:
         """Queue one request; the future gives its outputs, or DeadlineError at its deadline.
 
         place: what was kept for it. Without one, or with one that another request has used, it is admitted now.
+        decoding: with it the future gives the model's reading, which takes a part of the time for a batch as a whole.
         Cancelling the future takes the request out of the queue.
         """
         if place is not None and place.leave():
@@ -96,11 +102,11 @@ class Batcher:
             flow = self._flow(model, priority.get())
             self._expect(flow, deadline_s)
         self._wake(flow)
-        item = flow.add(encoded, deadline_s)
+        item = flow.add(encoded, deadline_s, decoding)
         self._schedule_cut()
         return item.future
 
-    def hasten(self, futures: Iterable[asyncio.Future[Outputs]]) -> None:
+    def hasten(self, futures: Iterable[asyncio.Future[Any]]) -> None:
         """Let bulk requests that still wait be interactive ones: by now somebody sits and waits for them."""
         for future in futures:
             for (_, asked), flow in tuple(self._flows.items()):
@@ -267,8 +273,7 @@ class Batcher:
                 return
             _fail(batch.items, _translate(error))
         self._free()
-        for item, answer in zip(batch.items, answers, strict=False):
-            item.resolve(answer)
+        _answer(batch.flow, [found for found in zip(batch.items, answers, strict=False) if not found[0].future.done()])
 
     def _retried(self, retrying: asyncio.Future[Any]) -> None:
         del self._running[retrying]
@@ -291,7 +296,7 @@ class Batcher:
             try:
                 await asyncio.wait((running,))
                 (answer,) = self._answers(alone, running)
-                item.resolve(answer)
+                _answer(batch.flow, [(item, answer)])
             except asyncio.CancelledError:
                 running.cancel()
                 _fail(batch.items, UnavailableError(_STOPPED))
@@ -341,6 +346,34 @@ def _fail(items: Sequence[Item], error: RankyardError) -> None:
     error = error.with_traceback(None)  # it leads to the batch, which has the futures: see `give_up`
     for item in items:
         item.fail(error)
+
+
+def _answer(flow: Flow, found: Sequence[tuple[Item, Outputs]]) -> None:
+    """Give requests their outputs, or what is read out of them: together, and each alone where that fails."""
+    for item, outputs in found:
+        if item.decoding is None:
+            item.resolve(outputs)
+    asked = [(item, item.decoding, outputs) for item, outputs in found if item.decoding is not None]
+    if not asked:
+        return
+    items = [item for item, _, _ in asked]
+    begin_s = time.monotonic()
+    try:
+        readings = asked[0][1].decode(
+            [decoding.request for _, decoding, _ in asked],
+            [item.encoded for item in items],
+            [outputs for _, _, outputs in asked],
+        )
+    except Exception as error:
+        if len(asked) > 1:
+            for item, _, outputs in asked:
+                _answer(flow, [(item, outputs)])
+        else:
+            _fail(items, _translate(error))
+        return
+    flow.series.decoded(items, begin_s)
+    for item, reading in zip(items, readings, strict=True):
+        item.resolve(reading)
 
 
 def _translate(error: Exception) -> RankyardError:

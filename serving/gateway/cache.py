@@ -16,12 +16,11 @@ from typing import Protocol
 
 import msgspec
 
-from models.answers import Understanding
+from models.answers import Reading, Understanding
 from models.errors import ConfigError, DeadlineError
 from serving.gateway.batcher import priority
 from serving.gateway.config import CacheConfig
 from serving.gateway.errors import EXPIRED
-from serving.gateway.flow import Outputs
 from serving.gateway.telemetry import Telemetry
 
 _ENTRY_BYTES = 120
@@ -89,7 +88,7 @@ class Flight:
 
     def __init__(self) -> None:
         self.found: asyncio.Future[Understanding | None] = asyncio.get_running_loop().create_future()
-        self.pending: list[asyncio.Future[Outputs]] = []
+        self.pending: list[asyncio.Future[Reading]] = []
         self.priority = priority.get()
 
 

@@ -10,10 +10,11 @@ from __future__ import annotations
 import asyncio
 import time
 from bisect import insort
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import islice
 from operator import attrgetter
 from types import TracebackType
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -46,23 +47,34 @@ _REACH = 4
 _start_s = attrgetter("start_s")
 
 
+class Decoding(NamedTuple):
+    """What was asked, and how a model's outputs for several requests are read: each as if it were alone."""
+
+    request: Any
+    decode: Callable[[Sequence[Any], Sequence[Encoded], Sequence[Outputs]], Sequence[Any]]
+
+
 class Item:
     """A request that waits. It lives until its future is done: answered, failed, expired or cancelled.
 
-    start_s: when it should begin. share_s: what it adds to a batch, with its part of a full batch's fixed cost.
+    decoding: how its outputs are read, None for one that wants them as they are. start_s: when it should begin.
+    share_s: what it adds to a batch, with its part of a full batch's fixed cost.
     """
 
     __slots__ = (
         *("_timer", "deadline_s", "encoded", "flow", "future", "is_taken", "length", "n_cells", "n_windows"),
-        *("is_late", "queued_s", "share_s", "span", "start_s"),
+        *("decoding", "is_late", "queued_s", "share_s", "span", "start_s"),
     )
 
     flow: Flow
     """Where it waits."""
 
-    def __init__(self, encoded: Encoded, deadline_s: float, cost: Cost, max_batch_size: int) -> None:
+    def __init__(
+        self, encoded: Encoded, deadline_s: float, cost: Cost, max_batch_size: int, decoding: Decoding | None
+    ) -> None:
         loop = asyncio.get_running_loop()
         self.encoded = encoded
+        self.decoding = decoding
         self.length = encoded.length
         self.n_windows = encoded.n_windows
         self.n_cells = self.n_windows * self.length
@@ -74,7 +86,7 @@ class Item:
         self.start_s = min(self.queued_s + _STRETCH * alone_s, deadline_s - _URGENT * alone_s)
         self.is_taken = False
         self.is_late = False
-        self.future: asyncio.Future[Outputs] = loop.create_future()
+        self.future: asyncio.Future[Any] = loop.create_future()
         self._timer = loop.call_later(max(0.0, deadline_s - self.queued_s), self.expire)
         self.future.add_done_callback(self._done)
 
@@ -82,10 +94,10 @@ class Item:
         self._timer.cancel()
         self.flow.done(self)
 
-    def resolve(self, outputs: Outputs) -> None:
+    def resolve(self, answer: Any) -> None:
         """Answer, if anybody still waits."""
         if not self.future.done():
-            self.future.set_result(outputs)
+            self.future.set_result(answer)
 
     def fail(self, error: RankyardError) -> None:
         """Fail, if anybody still waits."""
@@ -165,9 +177,9 @@ class Flow:
         """What it will cost to serve them."""
         return self.backlog_s + self.n_admitted * self._usual_s
 
-    def add(self, encoded: Encoded, deadline_s: float) -> Item:
+    def add(self, encoded: Encoded, deadline_s: float, decoding: Decoding | None = None) -> Item:
         """Let a request wait."""
-        item = Item(encoded, deadline_s, self.cost, self._config.max_batch_size)
+        item = Item(encoded, deadline_s, self.cost, self._config.max_batch_size, decoding)
         self._usual_s += (_USUAL_RATE if self._usual_s else 1.0) * (item.share_s - self._usual_s)
         self.enter(item)
         return item
@@ -187,7 +199,7 @@ class Flow:
         self.n_waiting += 1
         self.backlog_s += item.share_s
 
-    def withdraw(self, future: asyncio.Future[Outputs]) -> Item | None:
+    def withdraw(self, future: asyncio.Future[Any]) -> Item | None:
         """Give the request of `future`, where it waits here, and let it wait here no longer."""
         item = next((item for item in self._items if item.future is future and not item.is_taken), None)
         if item is not None:

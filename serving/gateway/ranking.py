@@ -209,7 +209,8 @@ class Rank:
         self, served: ServedModel, encoded: Encoded, block: NDArray[np.int64], deadline_s: float, place: Place | None
     ) -> Outputs:
         """Score some rows; the blocks of a long list are queued one by one, so that all workers share it."""
-        return await self._batcher.submit(served, trimmed(encoded, block), deadline_s, place)
+        outputs: Outputs = await self._batcher.submit(served, trimmed(encoded, block), deadline_s, place)
+        return outputs
 
     def _ranked(
         self, found: _Scores, ids: Sequence[str], number: int, scored: dict[int, dict[str, float]]

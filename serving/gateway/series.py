@@ -104,6 +104,15 @@ class ModelSeries:
         if padding is not None:
             self._padding.observe(padding)
 
+    def decoded(self, batch: Sequence[Queued], begin_s: float) -> None:
+        """Measure how long the outputs of several requests took to become answers, since `begin_s`."""
+        now = time.monotonic()
+        for item in batch:
+            self._decode_seconds.observe(now - begin_s)
+            self.statistics.inference.compute_output.add(now - begin_s)
+            if item.span is not None:
+                item.span.record("decode", begin_s, now, self._attributes)
+
     def dropped(self, item: Queued) -> None:
         """Count a request that left the queue unanswered, before it cost anything."""
         self._dropped.inc()

@@ -6,7 +6,6 @@ import asyncio
 from collections.abc import Sequence
 
 from models.answers import Reading, Understanding
-from models.batch import Encoded
 from models.errors import InputError, NotFoundError, RankyardError, TooLargeError
 from models.intent import IntentModel
 from models.tagging import TaggingModel
@@ -14,7 +13,7 @@ from serving.gateway.batcher import Batcher, give_up, priority
 from serving.gateway.cache import AnswerCache, Flight
 from serving.gateway.config import LimitsConfig
 from serving.gateway.errors import shown
-from serving.gateway.flow import Outputs, Place
+from serving.gateway.flow import Decoding, Place
 from serving.gateway.statistics import Asked
 from serving.gateway.telemetry import Telemetry
 from serving.runtime.protocol import ServedModel
@@ -102,32 +101,30 @@ class Understand:
     async def _ask(
         self, text: str, deadline_s: float, field: str, flight: Flight | None, places: Places
     ) -> Understanding:
-        pending: list[asyncio.Future[Outputs]] = []
+        pending: list[asyncio.Future[Reading]] = []
         if flight is not None:
             flight.pending = pending
-        encodings: list[Encoded] = []
         try:
             with Asked(*self._statistics):
                 places = places or self._admit(deadline_s)
                 for place, (served, model, series) in zip(places, self._passes, strict=True):
                     with series.encode():
-                        encodings.append(model.encode(text))
-                    pending.append(self._batcher.submit(served, encodings[-1], deadline_s, place))
+                        encoded = model.encode(text)
+                    decoding = Decoding(text, model.decode_batch)
+                    pending.append(self._batcher.submit(served, encoded, deadline_s, place, decoding))
                 if flight is not None and flight.priority != priority.get():
                     self._batcher.hasten(pending)  # somebody more urgent has joined by now
                 # One model is the usual case, and gathering costs more than the waiting itself.
-                outputs = [await pending[0]] if len(pending) == 1 else await asyncio.gather(*pending)
+                readings = [await pending[0]] if len(pending) == 1 else await asyncio.gather(*pending)
         except InputError as error:
             error.field = field
             raise
         finally:
             _leave(places)
             give_up(pending)
-        readings: dict[str, Reading] = {}
-        for (served, model, series), encoded, found in zip(self._passes, encodings, outputs, strict=True):
-            with series.decode():
-                readings[served.ref] = model.decode(text, encoded, found)
-        return self._compose(text, readings)
+        return self._compose(
+            text, {served.ref: reading for (served, _, _), reading in zip(self._passes, readings, strict=True)}
+        )
 
     async def several(self, queries: Sequence[object], deadline_s: float) -> list[Understanding | RankyardError]:
         """Understand queries in their order; a bad one gives its error in its place."""

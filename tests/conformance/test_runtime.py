@@ -178,7 +178,7 @@ def test_all_runtimes_give_the_same_answers(open_runtime, intent, joint, ranking
             encoded = [model.encode(request) for request in requests]
             signature = served.bundle.manifest.signature
             outputs = split(await runtime.infer(served, collate(encoded, signature), timeout_s=60), encoded, signature)
-            return [model.decode(*one) for one in zip(requests, encoded, outputs, strict=True)]
+            return model.decode_batch(requests, encoded, outputs)
 
     asked = (
         (intent, QUERIES),

@@ -10,7 +10,7 @@ from scipy.special import logsumexp, softmax
 
 from models.answers import Alternative
 from models.batch import Encoded
-from models.intent import IntentModel, answered_label, decode_in_scope, decode_intent, decode_intents
+from models.intent import IntentModel, answered_label, decode_in_scope, decode_intents, decode_labels
 from models.manifest import Calibration, Contents, NgramText, Scope, Signature
 from models.scope import inside
 from models.text import NgramEncoder
@@ -20,7 +20,7 @@ LABELS = ("buy", "oos", "return", "track")
 
 def test_confidences_are_a_tempered_softmax_in_falling_order() -> None:
     logits_C = np.array([1.0, -2.0, 3.0, 0.5], dtype=np.float32)
-    intent = decode_intent(logits_C, LABELS, temperature=2.0)
+    (intent,) = decode_intents(logits_C[np.newaxis], LABELS, temperature=2.0)
     expected_C = softmax(logits_C.astype(np.float64) / 2.0)
     assert (intent.label, intent.in_scope) == ("return", True)
     assert intent.confidence == pytest.approx(expected_C[2], abs=1e-12)
@@ -29,13 +29,14 @@ def test_confidences_are_a_tempered_softmax_in_falling_order() -> None:
 
 
 def test_equal_logits_go_to_the_first_label_and_few_alternatives_may_be_asked() -> None:
-    intent = decode_intent(np.zeros(4, dtype=np.float32), LABELS, 1.0, n_alternatives=1)
+    (intent,) = decode_intents(np.zeros((1, 4), dtype=np.float32), LABELS, 1.0, n_alternatives=1)
     assert intent.label == "buy"
     assert intent.alternatives == (Alternative("oos", 0.25),)
 
 
 def test_large_logits_do_not_overflow() -> None:
-    assert decode_intent(np.array([1e30, 0.0, -1e30, 0.0]), LABELS, 1.0).confidence == 1.0
+    (intent,) = decode_intents(np.array([[1e30, 0.0, -1e30, 0.0]]), LABELS, 1.0)
+    assert intent.confidence == 1.0
 
 
 def test_the_label_oos_is_out_of_scope() -> None:
@@ -69,7 +70,7 @@ P_INSIDE = 1 / (1 + np.exp(-(2 * logsumexp(LOGITS_C[[0, 2, 3]]) - 1)))
 
 
 def test_in_scope_a_label_has_the_chance_of_being_in_scope_times_its_own() -> None:
-    intent = decode_in_scope({"intent_logits": LOGITS_C}, inside(LABELS), 2.0, scope(-1.0))
+    (intent,) = decode_in_scope({"intent_logits": LOGITS_C[np.newaxis]}, inside(LABELS), 2.0, scope(-1.0))
     # `oos` has the largest logit, and yet the threshold alone decides.
     assert (intent.label, intent.in_scope) == ("buy", True)
     assert intent.confidence == pytest.approx(P_INSIDE * INSIDE_C[0])
@@ -80,7 +81,7 @@ def test_in_scope_a_label_has_the_chance_of_being_in_scope_times_its_own() -> No
 
 
 def test_below_the_threshold_the_answer_is_oos_and_what_it_would_have_been_comes_next() -> None:
-    intent = decode_in_scope({"intent_logits": LOGITS_C}, inside(LABELS), 2.0, scope(5.0))
+    (intent,) = decode_in_scope({"intent_logits": LOGITS_C[np.newaxis]}, inside(LABELS), 2.0, scope(5.0))
     assert (intent.label, intent.in_scope) == ("oos", False)
     assert intent.confidence == pytest.approx(1 - P_INSIDE)
     assert [other.label for other in intent.alternatives] == ["buy", "return", "track"]
@@ -89,11 +90,11 @@ def test_below_the_threshold_the_answer_is_oos_and_what_it_would_have_been_comes
 
 def test_a_model_without_the_class_oos_can_refuse_too() -> None:
     labels = ("buy", "return", "track")
-    outputs = {"intent_logits": np.array([1.0, 0.0, -1.0])}
-    refused = decode_in_scope(outputs, inside(labels), 1.0, scope(9.0, is_calibrated=False))
+    outputs = {"intent_logits": np.array([[1.0, 0.0, -1.0]])}
+    (refused,) = decode_in_scope(outputs, inside(labels), 1.0, scope(9.0, is_calibrated=False))
     assert (refused.label, refused.in_scope) == ("oos", False)
     assert refused.confidence == pytest.approx(1 - softmax([1.0, 0.0, -1.0])[0])
-    kept = decode_in_scope(outputs, inside(labels), 1.0, scope(0.0, is_calibrated=False))
+    (kept,) = decode_in_scope(outputs, inside(labels), 1.0, scope(0.0, is_calibrated=False))
     assert kept.confidence == pytest.approx(softmax([1.0, 0.0, -1.0])[0])
     assert [other.label for other in kept.alternatives] == ["return", "track"]
 
@@ -102,11 +103,11 @@ def test_a_text_may_have_several_labels_and_none_of_them_is_out_of_scope() -> No
     def sigmoid(logit: float) -> float:
         return 1 / (1 + math.exp(-logit))
 
-    several = decode_intents(np.array([0.2, -3.0, 4.0, -0.1]), ("a", "b", "c", "d"), 2.0)
+    several = decode_labels(np.array([0.2, -3.0, 4.0, -0.1]), ("a", "b", "c", "d"), 2.0)
     assert [label.label for label in several.labels] == ["c", "a"]
     assert (several.label, several.confidence, several.in_scope) == ("c", pytest.approx(sigmoid(2)), True)
     assert [other.label for other in several.alternatives] == ["a", "d", "b"]
-    none = decode_intents(np.array([-1.0, -3.0]), ("a", "b"), 1.0)
+    none = decode_labels(np.array([-1.0, -3.0]), ("a", "b"), 1.0)
     assert (none.label, none.in_scope, none.labels) == ("oos", False, ())
     assert none.confidence == pytest.approx((1 - sigmoid(-1)) * (1 - sigmoid(-3)))
     assert answered_label(several) == "a + c"
@@ -115,7 +116,7 @@ def test_a_text_may_have_several_labels_and_none_of_them_is_out_of_scope() -> No
 
 def test_a_label_never_stands_without_what_it_implies() -> None:
     implied = {"sneakers": ("shoes", "apparel"), "shoes": ("apparel",)}
-    intent = decode_intents(
+    intent = decode_labels(
         np.array([-2.0, -1.0, 1.5, -9.0]), ("apparel", "shoes", "sneakers", "toys"), 1.0, implied=implied
     )
     chance = 1 / (1 + math.exp(-1.5))

@@ -45,7 +45,7 @@ def read(encoder, text, tags, labels=None, odds=99.0):
         if first >= 0:
             logits[first, TAGS.index(tag)] = np.log(odds * 4)
     outputs = {"tag_logits": logits, "intent_logits": np.array([0.0, np.log(3)], dtype=np.float32)}
-    return tagger.decode(text, encoded, outputs), tagger.tags(text, encoded, outputs)
+    return tagger.decode(text, encoded, outputs), tagger.tags([encoded], [outputs])[0]
 
 
 def test_entities_are_pieces_of_the_users_own_text(encoder):

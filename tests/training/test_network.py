@@ -366,7 +366,7 @@ def test_a_brand_that_training_never_saw_is_read_from_the_gazetteer(encoder, tmp
     model = open_model(tmp_path, fitted.draft.contents)
     encoded = model.encode("blue size shirt")
     int8 = OnnxSession(tmp_path / "int8.onnx").run(collate([encoded], fitted.draft.contents.signature))
-    assert model.tags("", encoded, {name: array[0] for name, array in int8.items()}) == ["B-colour", "B-brand", "O"]
+    assert model.tags([encoded], [{name: array[0] for name, array in int8.items()}]) == [["B-colour", "B-brand", "O"]]
 
 
 def test_terms_go_unseen_at_times_while_training_and_never_after():

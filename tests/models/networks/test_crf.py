@@ -53,7 +53,9 @@ def test_the_loss_to_another_field_is_least_at_its_own_logits_and_grows_by_the_d
         )
         if np.isfinite(lost):
             divergence += np.exp(-theirs_lost) * (lost - theirs_lost)
-    chances = torch.from_numpy(TagChain(TAGS, transitions).marginals(theirs.double().numpy() / temperature)).float()
+    chances = torch.from_numpy(
+        TagChain(TAGS, transitions).marginals([theirs.double().numpy() / temperature])[0]
+    ).float()
     alone = [crf.loss_to(chances[None], one[None], torch.tensor([3]), temperature).item() for one in (mine, theirs)]
     assert alone[0] - alone[1] == pytest.approx(temperature**2 * divergence / 3, rel=1e-4)
     logits = theirs[None].clone().requires_grad_()
