@@ -6,7 +6,7 @@ Shapes: B texts, C labels, I labels other than `oos`.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -76,8 +76,11 @@ def decode_intents(
     Confidences are softmax(logits / temperature) over all labels, `oos` like any other; of equal logits the first label
     in the order of `labels` wins. In float64.
     """
-    chances_BC = _softmax(np.asarray(logits_BC, dtype=np.float64) / temperature)
-    return _answers(labels, chances_BC, np.asarray(logits_BC).argmax(axis=1).tolist(), n_alternatives)
+    intents = []
+    for likeliest in _likeliest(np.asarray(logits_BC, dtype=np.float64), temperature, n_alternatives + 1):
+        (place, confidence), *others = likeliest
+        intents.append(_intent(labels[place], confidence, [(labels[place], chance) for place, chance in others]))
+    return intents
 
 
 def decode_in_scope(
@@ -88,43 +91,45 @@ def decode_in_scope(
     q = softmax(logits / temperature) over the labels other than `oos`, and the decision is the threshold's alone. Where
     the log-odds of being in scope are calibrated, p = sigmoid(log-odds), the confidence of a label is p q, that of
     `oos` is 1 - p. Where they are not, p = 1 for a text in scope and max q for one out of scope. In float64; of equal
-    logits the first label wins. outputs: `intent_logits` [B, C], and `class_distance` [B] for a scope that weighs it.
+    logits the first label wins, and labels that are as likely as `oos` go before it.
+    outputs: `intent_logits` [B, C], and `class_distance` [B] for a scope that weighs it.
     """
-    inside_BI = _softmax(np.asarray(outputs["intent_logits"], dtype=np.float64)[:, labels.places] / temperature)
-    log_odds = scope_log_odds(scope, outputs, labels).tolist()
-    best_inside = inside_BI.argmax(axis=1).tolist()
-    best = [
-        place if odds >= scope.threshold else len(labels.names)
-        for odds, place in zip(log_odds, best_inside, strict=True)
-    ]
-    if scope.is_calibrated:
-        p_inside_B = np.array([_sigmoid(odds) for odds in log_odds])
-    else:
-        p_inside_B = np.where(np.array(best) < len(labels.names), 1.0, inside_BI.max(axis=1))
-    chances = np.empty((len(best), len(labels.with_oos)))
-    np.multiply(inside_BI, p_inside_B[:, np.newaxis], out=chances[:, :-1])
-    np.subtract(1, p_inside_B, out=chances[:, -1])
-    return _answers(labels.with_oos, chances, best, n_alternatives)
+    inside_BI = np.asarray(outputs["intent_logits"], dtype=np.float64)[:, labels.places]
+    found = _likeliest(inside_BI, temperature, n_alternatives + 1)
+    intents = []
+    for likeliest, log_odds in zip(found, scope_log_odds(scope, outputs, labels).tolist(), strict=True):
+        is_in_scope = log_odds >= scope.threshold
+        uncalibrated = 1.0 if is_in_scope else likeliest[0][1]
+        p_inside = _sigmoid(log_odds) if scope.is_calibrated else uncalibrated
+        p_oos = 1 - p_inside
+        others = [(labels.names[place], chance * p_inside) for place, chance in likeliest]
+        if is_in_scope:
+            label, confidence = others.pop(0)
+            n_before = sum([chance >= p_oos for _, chance in others])
+            others.insert(n_before, (OOS_LABEL, p_oos))
+        else:
+            label, confidence = OOS_LABEL, p_oos
+        intents.append(_intent(label, confidence, others[:n_alternatives]))
+    return intents
 
 
-def _answers(
-    names: Sequence[str], chances: NDArray[np.float64], best: Sequence[int], n_alternatives: int
-) -> list[Intent]:
-    """The answers `best`, and of the others the likeliest, as far as they have a chance; of equal ones the first."""
-    rows = np.arange(len(best))
-    likeliest = (-chances).argsort(axis=1, kind="stable")[:, : n_alternatives + 1]
-    of_likeliest = chances[rows[:, np.newaxis], likeliest].tolist()
-    answers = []
-    for one, confidence, places, its in zip(
-        best, chances[rows, best].tolist(), likeliest.tolist(), of_likeliest, strict=True
-    ):
-        others = [
-            Alternative(names[place], chance)
-            for place, chance in zip(places, its, strict=True)
-            if place != one and chance > 0
-        ]
-        answers.append(Intent(names[one], confidence, names[one] != OOS_LABEL, tuple(others[:n_alternatives])))
-    return answers
+def _likeliest(logits_BC: NDArray[np.float64], temperature: float, n: int) -> Iterator[list[tuple[int, float]]]:
+    """Each text's `n` likeliest places and their chances, softmax(logits / temperature); of equal ones the first."""
+    # The methods `max` and `sum` are Python, which a lone text finds in no cache.
+    scaled_BC = logits_BC / temperature
+    scaled_BC -= np.maximum.reduce(scaled_BC, axis=1, keepdims=True)
+    places = (-scaled_BC).argsort(axis=1, kind="stable")[:, :n]
+    odds_BC = np.exp(scaled_BC, out=scaled_BC)
+    odds_BC /= np.add.reduce(odds_BC, axis=1, keepdims=True)
+    chances = odds_BC[np.arange(len(places))[:, np.newaxis], places]
+    for its, their in zip(places.tolist(), chances.tolist(), strict=True):
+        yield list(zip(its, their, strict=True))
+
+
+def _intent(label: str, confidence: float, others: Sequence[tuple[str, float]]) -> Intent:
+    """An answer, and those others that have a chance."""
+    alternatives = tuple([Alternative(name, chance) for name, chance in others if chance > 0])
+    return Intent(label, confidence, label != OOS_LABEL, alternatives)
 
 
 def decode_labels(
@@ -172,12 +177,6 @@ def joined_labels(labels: Iterable[str]) -> str:
 def answered_label(intent: Intent) -> str:
     """What an intent says in one text: its label, or all of them joined where it gives several."""
     return joined_labels(one.label for one in intent.labels) if intent.labels else intent.label
-
-
-def _softmax(scaled_BC: NDArray[np.float64]) -> NDArray[np.float64]:
-    # The methods `max` and `sum` are Python, which a lone text finds in no cache.
-    odds_BC = np.exp(scaled_BC - np.maximum.reduce(scaled_BC, axis=1, keepdims=True))
-    return np.asarray(odds_BC / np.add.reduce(odds_BC, axis=1, keepdims=True))
 
 
 def _sigmoid(log_odds: float) -> float:
