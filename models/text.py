@@ -11,6 +11,7 @@ import unicodedata
 import zlib
 from bisect import bisect_left, bisect_right
 from collections.abc import Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 from types import MappingProxyType
 
@@ -21,6 +22,7 @@ from tokenizers import Encoding, Tokenizer
 from models.batch import Encoded, Word
 from models.errors import BundleError, InputError
 from models.manifest import NgramText
+from models.words import WordTable
 
 MAX_NGRAM_CHARACTERS = 2_000
 """Longest text of an n-gram model: its cost grows with every character, and queries are far shorter."""
@@ -155,17 +157,28 @@ class SubwordEncoder:
 
     def __init__(self, tokenizer_json: Path, max_tokens: int, max_windows: int = 1) -> None:
         self._tokenizer = open_tokenizer(tokenizer_json)
+        self._table = WordTable(self._tokenizer)
         self.n_ids: int = self._tokenizer.get_vocab_size()
         """Numbers that `input_ids` may hold, from 0."""
         self._max_tokens = max_tokens
         self._max_windows = max_windows
+        around = self._tokenizer.encode("a")
+        n_head = (*around.special_tokens_mask, 0).index(0)
+        n_tail = (*reversed(around.special_tokens_mask), 0).index(0) if n_head < len(around) else 0
+        self._head: list[int] = around.ids[:n_head]
+        self._tail: list[int] = around.ids[len(around) - n_tail :]
 
     def encode(self, text: str) -> Encoded:
         """Encode one text; InputError beyond `max_tokens` tokens, special ones counted, in `max_windows` windows."""
-        encoding = self._tokens(text)
-        if len(encoding) > self._max_tokens:
+        self._check(text)
+        if self._table.reads(text):
+            ids = [*self._head, *chain.from_iterable(map(self._table.tokens, text.split())), *self._tail]
+        else:
+            ids = self._tokenizer.encode(text).ids
+        self._check_tokens(text, len(ids))
+        if len(ids) > self._max_tokens:
             return self.encode_words(text, split_words(text))
-        return Encoded(_token_arrays(encoding))
+        return Encoded(_token_arrays(ids))
 
     def encode_words(
         self, text: str, words: Sequence[Word], word_inputs: Mapping[str, NDArray[np.int64]] = _NONE
@@ -175,26 +188,39 @@ class SubwordEncoder:
         A word that yields no token, such as a lone control character, has first piece -1.
         word_inputs: further inputs, a number a word [W]; each token gets that of its word, a special token 0.
         """
-        encoding = self._tokens(text)
-        word_T, first_pieces = _align(encoding, words)
-        arrays = _token_arrays(encoding)
+        self._check(text)
+        if self._table.reads(text):
+            ids, word_T, first_pieces = self._by_word(words)
+        else:
+            encoding = self._tokenizer.encode(text)
+            ids, (word_T, first_pieces) = encoding.ids, _align(encoding, words)
+        self._check_tokens(text, len(ids))
+        arrays = _token_arrays(ids)
         for name, numbers_W in word_inputs.items():
             arrays[name] = np.append(numbers_W, 0)[word_T]
-        if len(encoding) > self._max_tokens:
-            return self._windows(arrays, tuple(words), first_pieces, encoding)
+        if len(ids) > self._max_tokens:
+            return self._windows(arrays, tuple(words), first_pieces, len(ids))
         return Encoded(arrays, words=tuple(words), first_pieces=tuple(first_pieces))
 
+    def _by_word(self, words: Sequence[Word]) -> tuple[list[int], list[int], list[int]]:
+        """Tokens of a text, and what `_align` says of them."""
+        ids, first_pieces = [*self._head], []
+        word_T = [-1] * len(ids)
+        for place, word in enumerate(words):
+            tokens = self._table.tokens(word.text)
+            first_pieces.append(len(ids) if tokens else -1)
+            ids += tokens
+            word_T += [place] * len(tokens)
+        return [*ids, *self._tail], [*word_T, *[-1] * len(self._tail)], first_pieces
+
     def _windows(
-        self, arrays: dict[str, NDArray[np.int64]], words: tuple[Word, ...], first_pieces: list[int], encoding: Encoding
+        self, arrays: dict[str, NDArray[np.int64]], words: tuple[Word, ...], first_pieces: list[int], n_tokens: int
     ) -> Encoded:
         """Lay the tokens of a long text out in overlapping rows, each between the special tokens that the text has.
 
         Rows begin and end at words. A word is read in the row in which it has more words on its nearer side.
         """
-        n_tokens = len(encoding)
-        is_special = encoding.special_tokens_mask
-        head = next(place for place, special in enumerate(is_special) if not special)
-        end = n_tokens - next(place for place, special in enumerate(reversed(is_special)) if not special)
+        head, end = len(self._head), n_tokens - len(self._tail)
         begins_W = _begins(first_pieces, end)
         rows = self._rows(begins_W, room=self._max_tokens - head - (n_tokens - end), n_tokens=n_tokens)
         tokens = [
@@ -234,25 +260,23 @@ class SubwordEncoder:
             )
         return rows
 
-    def _tokens(self, text: str) -> Encoding:
+    def _check(self, text: str) -> None:
         _check_characters(
             text,
             CHARACTERS_A_TOKEN * self._max_tokens * self._max_windows,
             f" ({CHARACTERS_A_TOKEN} for each of {self._max_tokens * self._max_windows} tokens)",
         )
-        encoding = self._tokenizer.encode(text)
-        n_tokens = len(encoding)
+
+    def _check_tokens(self, text: str, n_tokens: int) -> None:
         if n_tokens > self._max_tokens and self._max_windows == 1:
             raise InputError(
                 f"a text must have at most {self._max_tokens} tokens, got {n_tokens}; shorten it", field="query"
             )
         if not n_tokens:
             raise InputError(f"a text must have at least one token for this model, got {text!r}", field="query")
-        return encoding
 
 
-def _token_arrays(encoding: Encoding) -> dict[str, NDArray[np.int64]]:
-    ids = encoding.ids
+def _token_arrays(ids: list[int]) -> dict[str, NDArray[np.int64]]:
     return {"input_ids": np.array(ids, dtype=np.int64), "attention_mask": np.array([1] * len(ids), dtype=np.int64)}
 
 

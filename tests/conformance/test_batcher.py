@@ -19,7 +19,7 @@ from registry import golden
 from serving.gateway.batcher import Batcher, priority
 from serving.gateway.config import BatchConfig
 from serving.gateway.cost import Cost
-from serving.gateway.flow import Flow
+from serving.gateway.flow import Decoding, Flow
 from serving.gateway.telemetry import Telemetry
 from serving.runtime.onnx import OnnxRuntime
 from serving.runtime.protocol import ServedModel
@@ -760,9 +760,44 @@ def test_draining_ends_in_time_even_when_the_runtime_hangs(intent):
     asyncio.run(run())
 
 
+def read(requests, encoded, outputs):
+    """Each request beside what the runtime said to it."""
+    assert [int(one.arrays["ngram_ids"][0]) for one in encoded] == requests
+    return [(request, int(one["intent_logits"])) for request, one in zip(requests, outputs, strict=True)]
+
+
+def test_a_batch_is_read_at_once_and_what_cannot_be_read_fails_alone(intent):
+    asked = []
+
+    def decode(requests, encoded, outputs):
+        asked.append(requests)
+        if 2 in requests:
+            raise RankyardError("unreadable")
+        return read(requests, encoded, outputs)
+
+    async def run():
+        runtime = EchoRuntime()
+        queue = batcher(runtime, max_batch_size=8)
+        first = [queue.submit(intent, text(n), in_s(60), decoding=Decoding(n, decode)) for n in (1, 3)]
+        raw = queue.submit(intent, text(4), in_s(60))
+        gone = queue.submit(intent, text(5), in_s(60), decoding=Decoding(5, decode))
+        await settle()
+        gone.cancel()
+        runtime.gate.set()
+        assert [await future for future in first] == [(1, 1), (3, 3)]
+        assert int((await raw)["intent_logits"]) == 4
+        assert asked == [[1, 3]]
+        second = [queue.submit(intent, text(n), in_s(60), decoding=Decoding(n, decode)) for n in (1, 2)]
+        assert await second[0] == (1, 1)
+        with pytest.raises(RankyardError, match="unreadable"):
+            await second[1]
+
+    asyncio.run(run())
+
+
 @pytest.mark.parametrize("seed", range(12))
 def test_every_request_gets_its_own_answer_whatever_the_interleaving(intent, ranking, seed):
-    """400 requests a seed to two models: random arrivals, lengths, deadlines, cancellations and faults."""
+    """400 requests a seed to two models: random arrivals, lengths, deadlines, cancellations, readings and faults."""
     n_workers, max_batch_size = 1 + seed % 3, 1 + seed % 7
     dice = random.Random(seed)
 
@@ -777,7 +812,8 @@ def test_every_request_gets_its_own_answer_whatever_the_interleaving(intent, ran
         size = dice.randint(1, 30)
         model, encoded = (ranking, candidates(number, size)) if is_ranking else (intent, text(number, size))
         try:
-            future = queue.submit(model, encoded, deadline_s)
+            decoding = None if is_ranking or dice.random() < 0.3 else Decoding(number, read)
+            future = queue.submit(model, encoded, deadline_s, decoding=decoding)
         except OverloadedError:
             return "refused" if deadline_s < in_s(0.1) else "wrong"
         if dice.random() < 0.1:
@@ -792,6 +828,8 @@ def test_every_request_gets_its_own_answer_whatever_the_interleaving(intent, ran
             return "expired" if deadline_s <= time.monotonic() + 0.001 else "wrong"
         except RankyardError as error:
             return "poisoned" if number == POISON and "poison" in str(error) else "wrong"
+        if decoding is not None:
+            return "answered" if outputs == (number, number) else "wrong"
         answer = outputs["score"] if is_ranking else outputs["intent_logits"][None]
         expected = np.full(size if is_ranking else 1, number)
         return "answered" if np.array_equal(answer, expected) else "wrong"

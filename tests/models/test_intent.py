@@ -6,6 +6,9 @@ import math
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
 from scipy.special import logsumexp, softmax
 
 from models.answers import Alternative
@@ -16,6 +19,7 @@ from models.scope import inside
 from models.text import NgramEncoder
 
 LABELS = ("buy", "oos", "return", "track")
+TEXT = NgramText(char_ngrams=(2, 3), word_ngrams=(1, 1), n_buckets=64)
 
 
 def test_confidences_are_a_tempered_softmax_in_falling_order() -> None:
@@ -40,15 +44,14 @@ def test_large_logits_do_not_overflow() -> None:
 
 
 def test_the_label_oos_is_out_of_scope() -> None:
-    text = NgramText(char_ngrams=(2, 3), word_ngrams=(1, 1), n_buckets=64)
     contents = Contents(
         family="intent",
         signature=Signature(inputs=(), outputs=(), layout="rows"),
         labels=LABELS,
-        text=text,
+        text=TEXT,
         calibration=Calibration(temperature=0.5),
     )
-    model = IntentModel(contents, NgramEncoder(text))
+    model = IntentModel(contents, NgramEncoder(TEXT))
     encoded = model.encode("what is the weather")
     assert isinstance(encoded, Encoded)
     reading = model.decode("what is the weather", encoded, {"intent_logits": np.array([0.0, 1.0, 0.0, 0.0])})
@@ -125,3 +128,26 @@ def test_a_label_never_stands_without_what_it_implies() -> None:
     )
     # Of equal chances, what stands above comes first.
     assert [one.label for one in intent.labels] == ["apparel", "shoes", "sneakers"]
+
+
+@settings(deadline=None, max_examples=80)
+@given(
+    arrays(np.float32, st.tuples(st.integers(1, 9), st.just(4)), elements=st.floats(-9, 9, width=16)),
+    st.sampled_from([None, scope(0.5), scope(0.5, is_calibrated=False)]),
+    st.sampled_from([0.5, 1.3]),
+)
+def test_what_is_said_of_a_text_does_not_depend_on_the_others_by_a_single_bit(logits_BC, found, temperature) -> None:
+    contents = Contents(
+        family="intent",
+        signature=Signature(inputs=(), outputs=(), layout="rows"),
+        labels=LABELS,
+        text=TEXT,
+        calibration=Calibration(temperature=temperature),
+        scope=found,
+    )
+    model = IntentModel(contents, NgramEncoder(TEXT))
+    texts, outputs = ["red"] * len(logits_BC), [{"intent_logits": logits_C} for logits_C in logits_BC]
+    encoded = [model.encode(text) for text in texts]
+    alone = [model.decode(*one) for one in zip(texts, encoded, outputs, strict=True)]
+    assert model.decode_batch(texts, encoded, outputs) == alone
+    assert model.decode_batch(texts * 100, encoded * 100, outputs * 100) == alone * 100

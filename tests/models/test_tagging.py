@@ -48,6 +48,24 @@ def read(encoder, text, tags, labels=None, odds=99.0):
     return tagger.decode(text, encoded, outputs), tagger.tags([encoded], [outputs])[0]
 
 
+@pytest.mark.parametrize("is_joint", [False, True])
+def test_texts_that_are_read_together_are_read_as_each_alone(encoder, is_joint):
+    tagger, dice = model(encoder, ("buy", "return") if is_joint else None), np.random.default_rng(0)
+    texts = ["nike", "red nike shoes size 10", "", "where is my order \x01", "adidas shirt"] * 60
+    encoded = [tagger.encode(text) for text in texts]
+    outputs = [
+        {
+            "tag_logits": dice.normal(size=(one.length, len(TAGS))).astype(np.float32) * 4,
+            "intent_logits": dice.normal(size=2).astype(np.float32),
+        }
+        for one in encoded
+    ]
+    alone = [tagger.decode(*one) for one in zip(texts, encoded, outputs, strict=True)]
+    assert tagger.decode_batch(texts, encoded, outputs) == alone
+    assert sum(len(reading.entities) for reading in alone) > 100
+    assert all((reading.intent is not None) is is_joint for reading in alone)
+
+
 def test_entities_are_pieces_of_the_users_own_text(encoder):
     text = "Red  NIKE shoes,\tsize 10"
     reading, tags = read(encoder, text, ["O", "B-brand", "I-brand", "O", "B-size"])
