@@ -118,11 +118,11 @@ class TaggingModel:
 
     def word_logits(self, encoded: Encoded, outputs: Arrays) -> NDArray[np.float64]:
         """Logits [W, K] at the first piece of every word; a word without pieces (-1) is surely outside."""
-        first_W = np.asarray(encoded.first_pieces, dtype=np.int64)
-        logits = np.asarray(outputs["tag_logits"], dtype=np.float64)
-        logits_WK = logits[np.asarray(encoded.word_windows), first_W] if encoded.word_windows else logits[first_W]
-        without_pieces_W = first_W < 0
-        if without_pieces_W.any():
+        first_pieces, logits = list(encoded.first_pieces), outputs["tag_logits"]
+        pieces = logits[list(encoded.word_windows), first_pieces] if encoded.word_windows else logits[first_pieces]
+        logits_WK = pieces.astype(np.float64)
+        if -1 in first_pieces:
+            without_pieces_W = np.array(first_pieces) < 0
             logits_WK[without_pieces_W] = -np.inf
             logits_WK[without_pieces_W, self._tags.index(OUTSIDE)] = 0.0
         return logits_WK

@@ -1,0 +1,1 @@
+"""Batches of texts with their padding and without."""

@@ -1,0 +1,128 @@
+"""What the event loop does for a text beside the model: tokens of words that came before, and answers by batch.
+
+python -m experiments.text_reading.run BUNDLE TEXTS [--quick]    writes results/FAMILY.json
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from experiments import command
+from experiments.report import Row, print_rows, save
+from experiments.turns import in_turns, medians, ratios, row, series
+from models.batch import collate, split
+from models.intent import IntentModel
+from models.model import TOKENIZER, open_model
+from models.session import OnnxSession
+from models.tagging import TaggingModel
+from models.text import open_tokenizer, split_words
+from registry.bundle import Bundle, open_bundle
+
+HERE = Path(__file__).parent
+BATCH_SIZES = (1, 8, 32)
+LIBRARY, TABLE = "tokens, by the tokenizer", "tokens, by its table of words"
+KEY = "us_a_text"
+
+
+def main() -> None:
+    """Time a text's way into a model and out of it."""
+    parser = command.options(__doc__)
+    parser.add_argument("bundle", type=Path, help="an intent or tagging model that reads sub-words")
+    parser.add_argument("texts", type=Path, help="JSON lines with `text` or `tokens`")
+    options = parser.parse_args()
+    bundle = open_bundle(options.bundle)
+    lines = np.random.default_rng(0).permutation(options.texts.read_text(encoding="utf-8").splitlines())[:512]
+    texts = [sent.get("text") or " ".join(sent["tokens"]) for sent in map(json.loads, lines)]
+    seconds, repetitions = (0.2, 2) if options.quick else (1.0, 5)
+    found = in_turns(
+        {
+            name: lambda read=read: _us_a_text(read, len(texts), seconds)
+            for name, read in contestants(bundle, texts).items()
+        },
+        repetitions,
+    )
+    rows = rows_of(found, options.texts.parent.name, bundle.manifest.family)
+    print_rows(rows)
+    if not options.quick:
+        command_ = "python -m experiments.text_reading.run BUNDLE TEXTS"
+        save(
+            HERE / "results" / f"{bundle.manifest.family}.json",
+            rows,
+            command_,
+            medians=medians(found, (KEY,)),
+            words=round(float(np.mean([len(text.split()) for text in texts])), 1),
+            answers=len(bundle.manifest.tags or bundle.manifest.labels or ()),
+        )
+
+
+def contestants(bundle: Bundle, texts: Sequence[str]) -> dict[str, Callable[[], None]]:
+    """Every way to read all texts once."""
+    model = open_model(bundle.path, bundle.manifest)
+    if not isinstance(model, IntentModel | TaggingModel):
+        raise TypeError("the study reads texts, not candidates")
+    tokenizer = open_tokenizer(bundle.path / TOKENIZER)
+    encoded = [model.encode(text) for text in texts]
+    session, signature = OnnxSession(bundle.model_file()), bundle.manifest.signature
+    outputs = [split(session.run(collate([one], signature)), [one], signature)[0] for one in encoded]
+
+    def tokenize() -> None:
+        """What a text needs of the library: its ids, and for tags where they stand."""
+        for text in texts:
+            encoding = tokenizer.encode(text)
+            np.array(encoding.ids, dtype=np.int64)
+            if isinstance(model, TaggingModel):
+                split_words(text)
+                _ = encoding.offsets
+
+    def encode() -> None:
+        for text in texts:
+            model.encode(text)
+
+    def decode(size: int) -> None:
+        for first in range(0, len(texts), size):
+            part = slice(first, first + size)
+            model.decode_batch(texts[part], encoded[part], outputs[part])
+
+    return {
+        LIBRARY: tokenize,
+        TABLE: encode,
+        **{f"answers, {size} at once": lambda size=size: decode(size) for size in BATCH_SIZES},
+    }
+
+
+def rows_of(found: dict[str, list[dict[str, Any]]], data: str, family: str) -> list[Row]:
+    """Rows of what is shipped, against what it took the place of."""
+    alone = series(found["answers, 1 at once"], KEY)
+    rows = [
+        row(
+            f"{data}, one core",
+            f"{family} model",
+            "time of tokens from the table of words, times the tokenizer's",
+            ratios(series(found[TABLE], KEY), series(found[LIBRARY], KEY)),
+        )
+    ]
+    for size in BATCH_SIZES[1:]:
+        metric = f"time to read answers {size} at once, times that of one at a time"
+        values = ratios(series(found[f"answers, {size} at once"], KEY), alone)
+        rows.append(row(f"{data}, one core", f"{family} model", metric, values))
+    return rows
+
+
+def _us_a_text(read: Callable[[], None], n_texts: int, seconds: float) -> dict[str, float]:
+    """By the processor's time, which other programs do not lengthen."""
+    read()
+    n_rounds, begin_s = 0, time.thread_time()
+    while time.thread_time() - begin_s < seconds:
+        read()
+        n_rounds += 1
+    return {KEY: 1e6 * (time.thread_time() - begin_s) / (n_rounds * n_texts)}
+
+
+if __name__ == "__main__":
+    main()
