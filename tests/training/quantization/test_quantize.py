@@ -24,8 +24,8 @@ class Vectors:
     def encode(self, request):
         return Encoded({"x": request[None]})
 
-    def decode(self, _request, _encoded, outputs):
-        return int(np.argmax(outputs["score"]))
+    def decode_batch(self, _requests, _encoded, outputs):
+        return [int(np.argmax(one["score"])) for one in outputs]
 
 
 def contents():
@@ -66,7 +66,7 @@ def source(tmp_path):
     for request in valid:
         encoded = model.encode(request)
         outputs = run(encoded.arrays)
-        answered.append(Answered(encoded, outputs, model.decode(request, encoded, outputs)))
+        answered.append(Answered(encoded, outputs, *model.decode_batch([request], [encoded], [outputs])))
     best = [one.answer for one in answered]
 
     def metrics(found):
