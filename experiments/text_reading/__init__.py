@@ -1,1 +1,1 @@
-"""Batches of texts with their padding and without."""
+"""What a text costs beside the model: its tokens, and the reading of its answer."""

@@ -32,7 +32,7 @@ class InferenceStatistics(Struct):
     """Of requests: success, fail, compute_input (reading, tokenizing), compute_output (writing).
 
     queue, compute_infer: of rows of texts and of lists of candidates, each of which is queued by itself; all of a batch
-    are in it as long as it takes.
+    are in it as long as it takes, and texts that are read together in compute_output too.
     """
 
     success: Duration = field(default_factory=Duration)
