@@ -94,7 +94,7 @@ def decode_in_scope(
     logits the first label wins, and labels that are as likely as `oos` go before it.
     outputs: `intent_logits` [B, C], and `class_distance` [B] for a scope that weighs it.
     """
-    inside_BI = np.asarray(outputs["intent_logits"], dtype=np.float64)[:, labels.places]
+    inside_BI = np.asarray(outputs["intent_logits"], dtype=np.float64).take(labels.places, axis=1)
     found = _likeliest(inside_BI, temperature, n_alternatives + 1)
     intents = []
     for likeliest, log_odds in zip(found, scope_log_odds(scope, outputs, labels).tolist(), strict=True):

@@ -37,7 +37,8 @@ def scope_scores(names: Sequence[ScopeScore], outputs: Arrays, labels: Inside) -
 
 def _scores(names: Collection[ScopeScore], outputs: Arrays, labels: Inside) -> dict[ScopeScore, NDArray[np.float64]]:
     logits_C = np.asarray(outputs["intent_logits"], dtype=np.float64)
-    energy = _log_sum_exp(logits_C[..., labels.places])
+    # Not by `[..., places]`: it lays several texts out label by label, and sums then have other bits than one alone.
+    energy = _log_sum_exp(logits_C.take(labels.places, axis=-1))
     found: dict[ScopeScore, NDArray[np.float64]] = {"energy": energy}
     if "oos_class" in names:
         found["oos_class"] = energy - logits_C[..., labels.oos_place]

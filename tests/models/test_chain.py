@@ -139,6 +139,17 @@ def test_what_is_said_of_a_text_does_not_depend_on_the_others_by_a_single_bit(te
         assert together.tolist() == chain.marginals([logits])[0].tolist()
 
 
+def test_that_holds_for_as_many_tags_and_texts_as_are_served():
+    dice, tags = np.random.default_rng(0), ("O", *(f"{part}-{kind}" for kind in range(60) for part in "BI"))
+    chain = TagChain(tags, dice.normal(size=(123, 121)))
+    texts = [dice.normal(scale=4, size=(n_words, 121)) for n_words in dice.integers(1, 40, size=32)]
+    paths = chain.best(texts)
+    assert paths == [path for logits in texts for path in chain.best([logits])]
+    parts = [[(word, word + 1) for word in range(len(path))] for path in paths]
+    alone = [chain.chances([logits], [path], [its])[0] for logits, path, its in zip(texts, paths, parts, strict=True)]
+    assert chain.chances(texts, paths, parts) == alone
+
+
 @pytest.mark.parametrize("learned", [None, np.zeros((7, 5))])
 def test_a_text_without_words_has_no_tags(learned):
     chain, nothing, something = TagChain(TAGS, learned), np.empty((0, 5)), np.array([[0.0, 9.0, 0.0, 0.0, 0.0]])

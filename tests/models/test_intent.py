@@ -151,3 +151,15 @@ def test_what_is_said_of_a_text_does_not_depend_on_the_others_by_a_single_bit(lo
     alone = [model.decode(*one) for one in zip(texts, encoded, outputs, strict=True)]
     assert model.decode_batch(texts, encoded, outputs) == alone
     assert model.decode_batch(texts * 100, encoded * 100, outputs * 100) == alone * 100
+
+
+def test_that_holds_for_as_many_labels_and_texts_as_are_served() -> None:
+    labels = (*(f"label {number}" for number in range(150)), "oos")
+    logits_BC = np.random.default_rng(0).normal(scale=4, size=(32, 151)).astype(np.float32)
+    together = decode_in_scope({"intent_logits": logits_BC}, inside(labels), 1.3, scope(25.0))
+    assert together == [
+        intent
+        for logits_C in logits_BC
+        for intent in decode_in_scope({"intent_logits": logits_C[np.newaxis]}, inside(labels), 1.3, scope(25.0))
+    ]
+    assert {intent.in_scope for intent in together} == {True, False}
