@@ -10,6 +10,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from models.errors import NotFoundError
 from registry.bundle import Bundle
 from registry.tracking import Tracking
@@ -50,6 +52,13 @@ def options(description: str | None) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="short times, for trying; writes no result")
     return parser
+
+
+def some_texts(file: Path, n: int = 512) -> list[str]:
+    """Up to `n` of a file's texts in random order, the same ones every time; JSON lines with `text` or `tokens`."""
+    lines = file.read_text(encoding="utf-8").splitlines()
+    rows = map(json.loads, np.random.default_rng(0).permutation(lines)[:n])
+    return [row.get("text") or " ".join(row["tokens"]) for row in rows]
 
 
 def demo_shop(workspace: Path) -> Path:

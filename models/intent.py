@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from models.answers import Alternative, Intent, Reading
 from models.batch import Arrays, Encoded, parts, stacked
 from models.manifest import OOS_LABEL, Contents, Scope
-from models.scope import Inside, inside, scope_log_odds
+from models.scope import Inside, inside, inside_logits, scope_log_odds
 from models.text import NgramEncoder, SubwordEncoder
 
 _N_ALTERNATIVES = 4
@@ -94,8 +94,7 @@ def decode_in_scope(
     logits the first label wins, and labels that are as likely as `oos` go before it.
     outputs: `intent_logits` [B, C], and `class_distance` [B] for a scope that weighs it.
     """
-    inside_BI = np.asarray(outputs["intent_logits"], dtype=np.float64).take(labels.places, axis=1)
-    found = _likeliest(inside_BI, temperature, n_alternatives + 1)
+    found = _likeliest(inside_logits(outputs, labels), temperature, n_alternatives + 1)
     intents = []
     for likeliest, log_odds in zip(found, scope_log_odds(scope, outputs, labels).tolist(), strict=True):
         is_in_scope = log_odds >= scope.threshold

@@ -36,15 +36,19 @@ def scope_scores(names: Sequence[ScopeScore], outputs: Arrays, labels: Inside) -
 
 
 def _scores(names: Collection[ScopeScore], outputs: Arrays, labels: Inside) -> dict[ScopeScore, NDArray[np.float64]]:
-    logits_C = np.asarray(outputs["intent_logits"], dtype=np.float64)
-    # Not by `[..., places]`: it lays several texts out label by label, and sums then have other bits than one alone.
-    energy = _log_sum_exp(logits_C.take(labels.places, axis=-1))
+    energy = _log_sum_exp(inside_logits(outputs, labels))
     found: dict[ScopeScore, NDArray[np.float64]] = {"energy": energy}
     if "oos_class" in names:
-        found["oos_class"] = energy - logits_C[..., labels.oos_place]
+        found["oos_class"] = energy - np.asarray(outputs["intent_logits"], dtype=np.float64)[..., labels.oos_place]
     if "distance" in names:
         found["distance"] = -np.asarray(outputs[DISTANCE_OUTPUT], dtype=np.float64)
     return found
+
+
+def inside_logits(outputs: Arrays, labels: Inside) -> NDArray[np.float64]:
+    """Logits [..., I] of the labels other than `oos`, text by text: sums over them have the bits of a text alone."""
+    # Not by `[..., places]`, which lays several texts out label by label.
+    return np.asarray(outputs["intent_logits"], dtype=np.float64).take(labels.places, axis=-1)
 
 
 class Inside(NamedTuple):

@@ -162,7 +162,7 @@ class SubwordEncoder:
         """Numbers that `input_ids` may hold, from 0."""
         self._max_tokens = max_tokens
         self._max_windows = max_windows
-        around = self._tokenizer.encode("a")
+        around = self._tokenizer.encode("a")  # the special tokens before and behind every text
         n_head = (*around.special_tokens_mask, 0).index(0)
         n_tail = (*reversed(around.special_tokens_mask), 0).index(0) if n_head < len(around) else 0
         self._head: list[int] = around.ids[:n_head]

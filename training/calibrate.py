@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import minimize, minimize_scalar
 
-from models.batch import Arrays
+from models.batch import Arrays, stacked
 from models.errors import ConfigError, DataError
 from models.manifest import OOS_LABEL, Calibration, Contents, Scope
 from models.scope import inside, scope_log_odds, scope_scores
@@ -75,8 +75,7 @@ def calibrated(
     update: dict[str, object] = {"calibration": Calibration(temperature=temperature)}
     if config is not None:
         is_right_N = logits_NC[:, is_inside_C].argmax(axis=1) == gold_N
-        stacked = {name: np.stack([one[name] for one in outputs]) for name in outputs[0]}
-        update["scope"] = _fit_scope(config, stacked, labels, valid, is_right_N, recorder)
+        update["scope"] = _fit_scope(config, stacked(outputs), labels, valid, is_right_N, recorder)
     return contents.model_copy(update=update)
 
 

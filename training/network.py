@@ -270,8 +270,7 @@ def fit_tagging(
     def score(outputs: list[Arrays]) -> Score:
         model = drafted.tagger()
         predicted_tags = model.tags(encoded["valid"], outputs)
-        readings = model.decode_batch(texts, encoded["valid"], outputs) if labels else []
-        predicted_labels = _labels_of(readings) if labels else None
+        predicted_labels = _labels_of(model.decode_batch(texts, encoded["valid"], outputs)) if labels else None
         ratios = tagging_metrics(valid.tags, predicted_tags, valid.labels, predicted_labels)
         main = [ratios[name].value for name in ("span_f1", "intent_accuracy") if name in ratios]
         return Score(sum(main) / max(1, len(main)), {f"valid_{name}": ratio.value for name, ratio in ratios.items()})

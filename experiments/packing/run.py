@@ -5,7 +5,6 @@ python -m experiments.packing.run BUNDLE TEXTS [--quick]    writes results/packi
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -35,9 +34,7 @@ def main() -> None:
     options = parser.parse_args()
     bundle = open_bundle(options.bundle)
     model = open_model(bundle.path, bundle.manifest)
-    lines = options.texts.read_text(encoding="utf-8").splitlines()
-    texts = [json.loads(line)["text"] for line in np.random.default_rng(0).permutation(lines)[:512]]
-    encoded = [model.encode(text) for text in texts]
+    encoded = [model.encode(text) for text in command.some_texts(options.texts)]
     seconds, repetitions = (0.2, 2) if options.quick else (1.0, 5)
     contestants: dict[str, Callable[[], dict[str, Any]]] = {}
     for variant in ("float32", "int8"):

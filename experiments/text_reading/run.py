@@ -5,9 +5,9 @@ python -m experiments.text_reading.run BUNDLE TEXTS [--quick]    writes results/
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable, Sequence
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,7 @@ from registry.bundle import Bundle, open_bundle
 HERE = Path(__file__).parent
 BATCH_SIZES = (1, 8, 32)
 LIBRARY, TABLE = "tokens, by the tokenizer", "tokens, by its table of words"
+NEW = "{}, every word new"
 KEY = "us_a_text"
 
 
@@ -37,8 +38,7 @@ def main() -> None:
     parser.add_argument("texts", type=Path, help="JSON lines with `text` or `tokens`")
     options = parser.parse_args()
     bundle = open_bundle(options.bundle)
-    lines = np.random.default_rng(0).permutation(options.texts.read_text(encoding="utf-8").splitlines())[:512]
-    texts = [sent.get("text") or " ".join(sent["tokens"]) for sent in map(json.loads, lines)]
+    texts = command.some_texts(options.texts)
     seconds, repetitions = (0.2, 2) if options.quick else (1.0, 5)
     found = in_turns(
         {
@@ -50,11 +50,10 @@ def main() -> None:
     rows = rows_of(found, options.texts.parent.name, bundle.manifest.family)
     print_rows(rows)
     if not options.quick:
-        command_ = "python -m experiments.text_reading.run BUNDLE TEXTS"
         save(
             HERE / "results" / f"{bundle.manifest.family}.json",
             rows,
-            command_,
+            "python -m experiments.text_reading.run BUNDLE TEXTS",
             medians=medians(found, (KEY,)),
             words=round(float(np.mean([len(text.split()) for text in texts])), 1),
             answers=len(bundle.manifest.tags or bundle.manifest.labels or ()),
@@ -71,7 +70,13 @@ def contestants(bundle: Bundle, texts: Sequence[str]) -> dict[str, Callable[[], 
     session, signature = OnnxSession(bundle.model_file()), bundle.manifest.signature
     outputs = [split(session.run(collate([one], signature)), [one], signature)[0] for one in encoded]
 
-    def tokenize() -> None:
+    numbers = count()
+
+    def with_new_words() -> list[str]:
+        """The texts, with a number that never came before at the end of every word."""
+        return [" ".join([f"{word}{next(numbers)}" for word in text.split()]) for text in texts]
+
+    def tokenize(texts: Sequence[str]) -> None:
         """What a text needs of the library: its ids, and for tags where they stand."""
         for text in texts:
             encoding = tokenizer.encode(text)
@@ -80,7 +85,7 @@ def contestants(bundle: Bundle, texts: Sequence[str]) -> dict[str, Callable[[], 
                 split_words(text)
                 _ = encoding.offsets
 
-    def encode() -> None:
+    def encode(texts: Sequence[str]) -> None:
         for text in texts:
             model.encode(text)
 
@@ -90,8 +95,10 @@ def contestants(bundle: Bundle, texts: Sequence[str]) -> dict[str, Callable[[], 
             model.decode_batch(texts[part], encoded[part], outputs[part])
 
     return {
-        LIBRARY: tokenize,
-        TABLE: encode,
+        LIBRARY: lambda: tokenize(texts),
+        TABLE: lambda: encode(texts),
+        NEW.format(LIBRARY): lambda: tokenize(with_new_words()),
+        NEW.format(TABLE): lambda: encode(with_new_words()),
         **{f"answers, {size} at once": lambda size=size: decode(size) for size in BATCH_SIZES},
     }
 
@@ -99,14 +106,11 @@ def contestants(bundle: Bundle, texts: Sequence[str]) -> dict[str, Callable[[], 
 def rows_of(found: dict[str, list[dict[str, Any]]], data: str, family: str) -> list[Row]:
     """Rows of what is shipped, against what it took the place of."""
     alone = series(found["answers, 1 at once"], KEY)
-    rows = [
-        row(
-            f"{data}, one core",
-            f"{family} model",
-            "time of tokens from the table of words, times the tokenizer's",
-            ratios(series(found[TABLE], KEY), series(found[LIBRARY], KEY)),
-        )
-    ]
+    rows = []
+    for kind, what in (("{}", "that came before"), (NEW, "that are all new")):
+        metric = f"time of tokens from the table, of words {what}, times the tokenizer's"
+        values = ratios(series(found[kind.format(TABLE)], KEY), series(found[kind.format(LIBRARY)], KEY))
+        rows.append(row(f"{data}, one core", f"{family} model", metric, values))
     for size in BATCH_SIZES[1:]:
         metric = f"time to read answers {size} at once, times that of one at a time"
         values = ratios(series(found[f"answers, {size} at once"], KEY), alone)
