@@ -222,6 +222,10 @@ class JointTraining(NetworkTraining):
     intent_loss_weight: float = Field(default=1.0, ge=0)
     n_swapped: int = Field(default=0, ge=0)
     """Rows made of the training rows, for each of them, by giving spans other values of their type."""
+    refit: bool = False
+    """Once valid has said which epoch is best, train from the start for as many on train and valid together. Valid is
+    then not held out and not evaluated; left out, and said so, where there is no test file to judge by, and in trials
+    of `tune`."""
 
 
 class StudentModel(Config):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -37,8 +37,13 @@ class Checkpoint:
     fingerprint: str
     resume: bool = False
 
+    def of_refit(self) -> Checkpoint:
+        """Where a refit keeps its own, beside that of the training before; it goes on where there is something."""
+        directory = self.directory / "refit"
+        return replace(self, directory=directory, resume=self.resume and directory.exists())
+
     def clear(self) -> None:
-        """Forget the state: the training is over, or begins anew."""
+        """Forget the state: what was trained is kept elsewhere, or the training begins anew."""
         shutil.rmtree(self.directory, ignore_errors=True)
 
 
@@ -48,6 +53,32 @@ def is_refitted(training: object, splits: Splits[Any]) -> bool:
     Valid is then not held out any more, and nothing is reported of it.
     """
     return bool(getattr(training, "refit", False)) and splits.test is not None
+
+
+def refit_notes(training: object, *, has_test: bool) -> tuple[str, ...]:
+    """What to say of a refit that is asked for and left out."""
+    if has_test or not getattr(training, "refit", False):
+        return ()
+    return ("no test file: training.refit is left out, so that valid can judge",)
+
+
+class Refitting:
+    """Listens to a refit: its curves and its steps are not those of the training before."""
+
+    def __init__(self, recorder: Recorder) -> None:
+        self._recorder = recorder
+
+    def metrics(self, values: Mapping[str, float], step: int) -> None:
+        """Log values of a step, named apart."""
+        self._recorder.metrics({f"refit_{name}": value for name, value in values.items()}, step)
+
+    def progress(self, _stage: str, done: int, total: int) -> None:
+        """`done` of `total` steps are finished."""
+        self._recorder.progress("refit", done, total)
+
+    def say(self, sentence: str) -> None:
+        """One line for the person who waits."""
+        self._recorder.say(sentence)
 
 
 class Fitted(Protocol):

@@ -141,6 +141,7 @@ def run(order: Order, tracking: Tracking, terminal: Recorder) -> Trained:
         if (drawn := recipes.picture(report)) is not None:
             record.figure(drawn, "int8_recipes")
         version = tracking.register(bundle, record)
+        checkpoint.clear()
         trained = Trained(order.name, version, record.id, bundle, report, time.perf_counter() - started)
         record.describe(trained.summary())
     return trained

@@ -51,28 +51,29 @@ def train(
     examples: Sequence[Encoded],
     loss: Loss,
     valid: Sequence[Encoded],
-    score: Callable[[list[Arrays]], Score],
+    score: Callable[[list[Arrays]], Score] | None,
     settings: LoopTraining,
     recorder: Recorder,
     checkpoint: Checkpoint,
 ) -> dict[str, float | int | str]:
     """Train `network` in place on `examples` [N], leave the weights of its best epoch in it, and give the facts.
 
-    A training that goes on from a checkpoint ends, on the same machine, with the weights of one that never stopped.
-    Where `training.processes` has opened a group, all of it calls this, and the processes share every batch.
-    KeyboardInterrupt leaves a checkpoint behind. RefusedError where the loss is no longer a number.
+    score: of the answers to `valid`; None where nothing is held out: the last epoch is the best then.
+    A training that goes on from a checkpoint ends, on the same machine, with the weights of one that never stopped; so
+    does one that had ended, whose checkpoint stays until somebody clears it. Where `training.processes` has opened a
+    group, all of it calls this, and the processes share every batch. KeyboardInterrupt leaves a checkpoint behind.
+    RefusedError where the loss is no longer a number.
     """
     with _used_rows(network, (*examples, *valid), signature):
         training = _Training(network, signature, examples, loss, settings, recorder, checkpoint)
         try:
             training.restore()
-            training.run(lambda: score(predict(network, valid, signature)))
+            training.run(None if score is None else lambda: score(predict(network, valid, signature)))
         except KeyboardInterrupt:
             training.save()
             raise
         network.load_state_dict(training.best_weights)
     network.eval()
-    checkpoint.clear()
     return {
         "best_epoch": training.best_epoch,
         "epochs_run": training.epoch,
@@ -126,11 +127,11 @@ class _Training:
         self.best_epoch, self.best_main, self.n_stale = 0, -math.inf, 0
         self.best_weights: dict[str, Tensor] = {}
 
-    def run(self, score: Callable[[], Score]) -> None:
-        """Train until the last epoch, or until `patience` epochs brought nothing better."""
+    def run(self, score: Callable[[], Score] | None) -> None:
+        """Train until the last epoch, or until `patience` epochs brought nothing better; without a score all do."""
         while self.epoch < self._settings.epochs and self.n_stale < self._settings.patience:
             self._run_epoch()
-            valid = self._peers.first(score)
+            valid = self._peers.first(score) if score is not None else Score(float(self.epoch), {})
             metrics = {"train_loss": self.loss_sum / self._n_batches, **valid.metrics}
             with _uninterrupted():
                 self._finish_epoch(valid.main)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -44,7 +45,7 @@ from training.data.labels import implied_labels, known_labels, known_tags
 from training.data.splits import IntentRows, Splits, TaggingRows
 from training.encoder import check_max_tokens, resolve
 from training.export import network_to_onnx
-from training.fit import Checkpoint, Recorder
+from training.fit import Checkpoint, Recorder, Refitting, is_refitted
 from training.intent_prior import penalties
 from training.loop import Score, predict, train
 from training.losses import IGNORED, crf_loss, intent_loss, labels_loss, tag_loss, weighted
@@ -253,9 +254,38 @@ def fit_tagging(
 ) -> FittedNetwork:
     """Fine-tune an encoder with a tag head, and an intent head where rows have labels.
 
-    Stopped early on the valid rows' span_f1, or on the mean of span_f1 and intent_accuracy.
+    Stopped early on the valid rows' span_f1, or on the mean of span_f1 and intent_accuracy. With `refit` a network is
+    then trained from the start on train and valid together, for as many epochs as were best: it is the model.
     """
-    rows, valid = splits.train, splits.valid
+    chosen = _fit_tagging(config, splits, splits.valid, gazetteer, recorder, checkpoint)
+    if not is_refitted(config.training, splits):
+        return chosen
+    n_epochs = chosen.facts["best_epoch"]
+    training = config.training.model_copy(update={"epochs": n_epochs})
+    together = replace(splits, train=splits.train.joined(splits.valid))
+    recorder.say(f"{n_epochs} epochs once more, on {len(together.train)} rows of train and valid")
+    fitted = _fit_tagging(
+        config.model_copy(update={"training": training}),
+        together,
+        None,
+        gazetteer,
+        Refitting(recorder),
+        checkpoint.of_refit(),
+    )
+    kept = {name: chosen.facts[name] for name in ("best_epoch", "epochs_run")}
+    return replace(fitted, facts={**fitted.facts, **kept, "refitted_rows": len(together.train)})
+
+
+def _fit_tagging(
+    config: TaggingTransformerConfig,
+    splits: Splits[TaggingRows],
+    valid: TaggingRows | None,
+    gazetteer: Gazetteer | None,
+    recorder: Recorder,
+    checkpoint: Checkpoint,
+) -> FittedNetwork:
+    """Train on `splits.train`, stopped early by `valid`; without it the last epoch is kept."""
+    rows = splits.train
     labels = known_labels(rows.labels, rows.file) if rows.labels is not None else ()
     tags = known_tags(rows.tags, rows.file)
     prior = IntentPrior(torch.from_numpy(penalties(rows, labels, tags))) if config.model.intent_prior else None
@@ -265,16 +295,6 @@ def fit_tagging(
     if n_swapped := config.training.n_swapped:
         model, seed = drafted.tagger(), config.training.seed
         learned, examples = with_swapped(rows, examples, model, n_swapped, seed, recorder)
-    texts = valid.requests()
-
-    def score(outputs: list[Arrays]) -> Score:
-        model = drafted.tagger()
-        predicted_tags = model.tags(encoded["valid"], outputs)
-        predicted_labels = _labels_of(model.decode_batch(texts, encoded["valid"], outputs)) if labels else None
-        ratios = tagging_metrics(valid.tags, predicted_tags, valid.labels, predicted_labels)
-        main = [ratios[name].value for name in ("span_f1", "intent_accuracy") if name in ratios]
-        return Score(sum(main) / max(1, len(main)), {f"valid_{name}": ratio.value for name, ratio in ratios.items()})
-
     smoothing = config.training.label_smoothing
     targets, crf = _targets(examples, learned.tags, tags), drafted.network.crf
     losses = [(1.0, tag_loss(targets, label_smoothing=smoothing) if crf is None else crf_loss(crf, targets))]
@@ -286,13 +306,24 @@ def fit_tagging(
         drafted.contents.signature,
         examples,
         weighted(losses),
-        encoded["valid"],
-        score,
+        encoded["valid"] if valid is not None else (),
+        None if valid is None else partial(_tagging_score, drafted, valid, encoded["valid"]),
         config.training,
         recorder,
         checkpoint,
     )
     return FittedNetwork(drafted, facts | {"n_examples": len(examples)})
+
+
+def _tagging_score(drafted: Draft, valid: TaggingRows, encoded: Sequence[Encoded], outputs: Sequence[Arrays]) -> Score:
+    """How well a network tags as it stands now, and names the intent where it does."""
+    model = drafted.tagger()
+    predicted_tags = model.tags(encoded, outputs)
+    names_intents = drafted.contents.labels is not None
+    predicted_labels = _labels_of(model.decode_batch(valid.requests(), encoded, outputs)) if names_intents else None
+    ratios = tagging_metrics(valid.tags, predicted_tags, valid.labels, predicted_labels)
+    main = [ratios[name].value for name in ("span_f1", "intent_accuracy") if name in ratios]
+    return Score(sum(main) / max(1, len(main)), {f"valid_{name}": ratio.value for name, ratio in ratios.items()})
 
 
 def _label_indices(labels: Sequence[str], known: Sequence[str]) -> NDArray[np.int64]:

@@ -18,7 +18,7 @@ from training.data.pairs import read_pairs_jsonl
 from training.data.parquet import read_parquet
 from training.data.splits import RankingRows, Splits
 from training.data.svmrank import read_svmrank
-from training.fit import Checkpoint, Fitted, Recorder
+from training.fit import Checkpoint, Fitted, Recorder, refit_notes
 from training.slices import query_keys
 
 READERS: Mapping[str, Callable[[Path], RankingRows]] = {
@@ -70,8 +70,7 @@ def read(data_dir: Path, config: AnyRankingConfig) -> Splits[RankingRows]:
         raise DataError(f"{splits.train.file} must have a query whose documents differ in relevance, it has none")
     if not any(labels_D.any() for labels_D in named["valid"].labels):
         raise DataError(f"{splits.valid.file} must have a query with a relevant document (label above 0), it has none")
-    if getattr(config.training, "refit", False) and "test" not in named:
-        notes.append("no test file: training.refit is left out, so that valid can judge")
+    notes += refit_notes(config.training, has_test="test" in named)
     return Splits(named["train"], named["valid"], named.get("test"), tuple(notes))
 
 

@@ -45,9 +45,7 @@ def with_swapped(
         recorder.say(
             f"note: {len(made) - len(places)} rows with swapped values are longer than the model reads; left out"
         )
-    kept = made.take(np.array(places, dtype=np.int64))
-    labels = None if rows.labels is None or kept.labels is None else (*rows.labels, *kept.labels)
-    return replace(rows, tokens=(*rows.tokens, *kept.tokens), tags=(*rows.tags, *kept.tags), labels=labels), examples
+    return rows.joined(made.take(np.array(places, dtype=np.int64))), examples
 
 
 def swapped(rows: TaggingRows, n_swapped: int, seed: int) -> TaggingRows:

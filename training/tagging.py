@@ -16,7 +16,7 @@ from training.data.gazetteer import Terms, read_gazetteer
 from training.data.jsonl import read_tagging_jsonl
 from training.data.labels import known_labels, known_tags, unknown_note
 from training.data.splits import Read, Splits, TaggingRows
-from training.fit import Checkpoint, Fitted, Recorder
+from training.fit import Checkpoint, Fitted, Recorder, is_refitted, refit_notes
 
 READERS = {".jsonl": read_tagging_jsonl, ".conll": read_tagging_conll}
 
@@ -63,7 +63,8 @@ def read(data_dir: Path, config: TaggingConfig) -> TaggingSplits:
         )
     if splits.train.labels is not None:
         known_labels(splits.train.labels, splits.train.file)
-    notes = (*splits.notes, *_unknown_notes(splits))
+    refit = refit_notes(config.training, has_test=splits.test is not None)
+    notes = (*splits.notes, *_unknown_notes(splits, config), *refit)
     # A student is told of the terms that its teacher knows.
     terms = None if isinstance(config, TaggingStudentConfig) else _terms(data_dir, config.model.gazetteer)
     return TaggingSplits(splits.train, splits.valid, splits.test, notes, terms=terms)
@@ -99,12 +100,15 @@ def _terms(data_dir: Path, name: str | None) -> Terms | None:
     return read_gazetteer(path)
 
 
-def _unknown_notes(splits: Splits[TaggingRows]) -> tuple[str, ...]:
-    held = {rows.file: rows for name, rows in splits.named().items() if name != "train"}
-    train_tags = {tag for tags in splits.train.tags for tag in tags}
-    notes = unknown_note("tag", train_tags, {file: _strange_tags(rows, train_tags) for file, rows in held.items()})
-    if splits.train.labels is not None:
-        notes += unknown_note("label", splits.train.labels, {file: rows.labels or () for file, rows in held.items()})
+def _unknown_notes(splits: Splits[TaggingRows], config: TaggingConfig) -> tuple[str, ...]:
+    others = splits.named()
+    learned = others.pop("train")
+    if is_refitted(config.training, splits):
+        learned = learned.joined(others.pop("valid"))
+    tags = {tag for row in learned.tags for tag in row}
+    notes = unknown_note("tag", tags, {rows.file: _strange_tags(rows, tags) for rows in others.values()})
+    if learned.labels is not None:
+        notes += unknown_note("label", learned.labels, {rows.file: rows.labels or () for rows in others.values()})
     return notes
 
 

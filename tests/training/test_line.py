@@ -1,11 +1,13 @@
 """The whole line with real parts: what it registers, and what it leaves when a step says no."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from mlflow import MlflowClient
 
 from models.errors import DataError, ParityError
 from models.session import OnnxSession
@@ -122,6 +124,43 @@ def test_valid_is_not_reported_once_a_model_has_learned_from_it(
     assert list(trained.metrics) == judged
     assert len(Predictions.load(trained.bundle.path)) == 12
     golden.check(trained.bundle, "float32", OnnxSession(trained.bundle.model_file()).run)
+
+
+def test_a_joint_model_that_learned_from_valid_is_served_and_judged_on_test_alone(
+    tracking: Tracking, data: Path, joint: dict[str, Any]
+) -> None:
+    refit = {**joint, "training": {**joint["training"], "refit": True}}
+    trained = line.run(order(refit, data, "refitted"), tracking, Terminal())
+    assert list(trained.metrics) == ["test"]
+    assert set(Report.load(trained.bundle.path).variants) == {"float32", "int8"}
+    for variant in ("float32", "int8"):
+        golden.check(trained.bundle, variant, OnnxSession(trained.bundle.model_file(variant)).run)
+    finished = MlflowClient(tracking.uri).get_run(trained.run_id).data
+    assert finished.params["fit.refitted_rows"] == "84"
+    assert {"train_loss", "refit_train_loss"} <= set(finished.metrics)
+
+
+def test_what_was_trained_is_not_lost_with_a_line_that_is_stopped_after_it(
+    tracking: Tracking,
+    data: Path,
+    joint: dict[str, Any],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    stopped = order(joint, data, "stopped")
+    with monkeypatch.context() as patch:
+        patch.setattr(proof.Proof, "run", _interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            line.run(stopped, tracking, Terminal())
+    checkpoint = tracking.workspace.checkpoints / "stopped"
+    assert checkpoint.exists()
+    line.run(replace(stopped, resume=True), tracking, Terminal())
+    assert "training goes on from step 4 of 4" in capsys.readouterr().err
+    assert not checkpoint.exists()
+
+
+def _interrupted(_proof: proof.Proof, _fitted: Any) -> None:
+    raise KeyboardInterrupt
 
 
 def test_a_joint_model_and_an_intent_model_are_judged_on_the_same_examples(

@@ -1,5 +1,6 @@
 import math
 import signal
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -61,17 +62,17 @@ def joint_rows(valid_label="search"):
 
 
 class Listener:
-    """Records what a training says; raises `fault` after `n_steps` steps."""
+    """Records what a training says; raises `fault` after `n_steps` steps of `stage`."""
 
-    def __init__(self, n_steps=None, fault=RuntimeError):
-        self.n_steps, self.fault = n_steps, fault
+    def __init__(self, n_steps=None, fault=RuntimeError, stage="training"):
+        self.n_steps, self.fault, self.stage = n_steps, fault, stage
         self.epochs, self.said = [], []
 
     def metrics(self, values, step):
         self.epochs.append((step, dict(values)))
 
     def progress(self, stage, done, total):  # noqa: ARG002
-        if done == self.n_steps:
+        if (stage, done) == (self.stage, self.n_steps):
             raise self.fault
 
     def say(self, sentence):
@@ -126,8 +127,62 @@ def test_every_epoch_is_recorded(whole):
     assert {"train_loss", "valid_span_f1", "valid_intent_accuracy"} <= set(whole[1].epochs[0][1])
 
 
-def test_a_finished_training_leaves_no_checkpoint(whole):
-    assert not whole[2].directory.exists()
+def test_a_finished_training_is_not_done_again(whole, encoder):
+    listener = Listener()
+    resumed = tagging.fit(config(encoder), joint_rows(), listener, replace(whole[2], resume=True))
+    assert listener.said == ["training goes on from step 12 of 12"]
+    assert not listener.epochs
+    assert_equal_weights(weights(whole[0]), weights(resumed))
+
+
+def with_test(splits):
+    """The same rows, a type of spans that only valid has, and a test split."""
+    sized = TaggingRows((("small", "shirt"),), (("B-size", "O"),), ("search",))
+    return Splits(splits.train, splits.valid.joined(sized), splits.valid)
+
+
+def test_a_refit_learns_train_and_valid_for_as_many_epochs_as_valid_chose(encoder, tmp_path):
+    splits, listener = with_test(joint_rows()), Listener()
+    chosen = tagging.fit(config(encoder), splits, Listener(), Checkpoint(tmp_path / "chosen", "f"))
+    n_epochs = chosen.parameters()["best_epoch"]
+    checkpoint = Checkpoint(tmp_path / "refit", "f")
+    fitted = tagging.fit(config(encoder, refit=True), splits, listener, checkpoint)
+    together = Splits(splits.train.joined(splits.valid), splits.valid, None)
+    plain = Checkpoint(tmp_path / "plain", "f")
+    tagging.fit(config(encoder, epochs=n_epochs, patience=9), together, Listener(), plain)
+    assert_equal_weights(load(checkpoint.of_refit())[0]["network"], load(plain)[0]["network"])
+    assert "B-size" in fitted.draft.contents.tags
+    assert "B-size" not in chosen.draft.contents.tags
+    expected = {**chosen.parameters(), "n_examples": 33, "refitted_rows": 33}
+    assert {**fitted.parameters(), "n_parameters": expected["n_parameters"]} == expected
+    assert listener.said == [f"{n_epochs} epochs once more, on 33 rows of train and valid"]
+    assert [step for step, values in listener.epochs if "refit_train_loss" in values] == [*range(1, n_epochs + 1)]
+
+
+def test_a_killed_refit_goes_on_to_the_same_weights(encoder, tmp_path):
+    splits, often = with_test(joint_rows()), config(encoder, refit=True, checkpoint_every_s=1e-9)
+    unbroken = tagging.fit(often, splits, Listener(), Checkpoint(tmp_path / "unbroken", "f"))
+    with pytest.raises(RuntimeError):
+        tagging.fit(often, splits, Listener(3, stage="refit"), Checkpoint(tmp_path / "killed", "f"))
+    listener = Listener()
+    resumed = tagging.fit(often, splits, listener, Checkpoint(tmp_path / "killed", "f", resume=True))
+    assert [sentence.partition(" of ")[0] for sentence in listener.said if "goes on" in sentence] == [
+        "training goes on from step 12",
+        "training goes on from step 2",
+    ]
+    assert_equal_weights(weights(unbroken), weights(resumed))
+
+
+def test_a_refit_without_a_test_file_is_left_out_and_said(encoder, tmp_path):
+    for split in ("train", "valid"):
+        (tmp_path / f"{split}.jsonl").write_text(
+            '{"tokens": ["red", "shoes"], "tags": ["B-colour", "O"], "label": "search"}\n'
+            '{"tokens": ["my", "order"], "tags": ["O", "O"], "label": "order"}\n'
+        )
+    splits = tagging.read(tmp_path, config(encoder, refit=True))
+    assert splits.notes[-1] == "no test file: training.refit is left out, so that valid can judge"
+    fitted = tagging.fit(config(encoder, refit=True), splits, Listener(), Checkpoint(tmp_path / "c", "f"))
+    assert "refitted_rows" not in fitted.parameters()
 
 
 @pytest.mark.parametrize("n_steps", [2, 4, 7])

@@ -144,6 +144,11 @@ class TaggingRows:
             tuple(self.tokens[i] for i in indices), tuple(self.tags[i] for i in indices), labels, self.file, self.sha256
         )
 
+    def joined(self, other: TaggingRows) -> TaggingRows:
+        """These rows, and behind them the other ones."""
+        labels = None if self.labels is None or other.labels is None else (*self.labels, *other.labels)
+        return replace(self, tokens=(*self.tokens, *other.tokens), tags=(*self.tags, *other.tags), labels=labels)
+
 
 @dataclass(frozen=True)
 class Impressions:

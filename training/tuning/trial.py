@@ -117,6 +117,7 @@ class Bench:
                 model=self._open(Path(draft), contents, repeat), is_timed=self._is_timed,
             )  # fmt: skip
             report, _ = proof.run(fitted)
+        checkpoint.clear()
         figures = self._figures(report) | {"seconds": time.perf_counter() - begin}
         return Outcome(
             tuple(self._value(name, report) for name in self._config.objectives), figures, fitted.parameters()
