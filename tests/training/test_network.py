@@ -1,3 +1,4 @@
+import json
 import math
 import signal
 from dataclasses import replace
@@ -174,11 +175,12 @@ def test_a_killed_refit_goes_on_to_the_same_weights(encoder, tmp_path):
 
 
 def test_a_refit_without_a_test_file_is_left_out_and_said(encoder, tmp_path):
-    for split in ("train", "valid"):
-        (tmp_path / f"{split}.jsonl").write_text(
-            '{"tokens": ["red", "shoes"], "tags": ["B-colour", "O"], "label": "search"}\n'
-            '{"tokens": ["my", "order"], "tags": ["O", "O"], "label": "order"}\n'
-        )
+    rows = (
+        {"tokens": ["red", "shoes"], "tags": ["B-colour", "O"], "label": "search"},
+        {"tokens": ["my", "order"], "tags": ["O", "O"], "label": "order"},
+    )
+    for name in ("train", "valid"):
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     splits = tagging.read(tmp_path, config(encoder, refit=True))
     assert splits.notes[-1] == "no test file: training.refit is left out, so that valid can judge"
     fitted = tagging.fit(config(encoder, refit=True), splits, Listener(), Checkpoint(tmp_path / "c", "f"))
