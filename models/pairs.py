@@ -10,11 +10,12 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from tokenizers import Encoding
+from tokenizers import Tokenizer
 
 from models.batch import Encoded
 from models.errors import InputError
 from models.text import CHARACTERS_A_TOKEN, check_whole, open_tokenizer
+from models.words import WordTable
 
 
 class PairEncoder:
@@ -26,17 +27,17 @@ class PairEncoder:
     """
 
     def __init__(self, tokenizer_json: Path, max_tokens: int, pad: int, *, is_apart: bool = False) -> None:
-        self._tokenizer = open_tokenizer(tokenizer_json)
-        self.n_ids: int = self._tokenizer.get_vocab_size()
+        tokenizer = open_tokenizer(tokenizer_json)
+        self._table = WordTable(tokenizer)
+        self.n_ids: int = tokenizer.get_vocab_size()
         """Numbers that `input_ids` may hold, from 0."""
-        self._is_apart = is_apart
         self._max_tokens = max_tokens
         self._pad = pad
         self._n_characters = CHARACTERS_A_TOKEN * max_tokens
-        nothing = self._tokenizer.encode("", add_special_tokens=False)
-        empty = self._joined(nothing, nothing)
-        self._n_special = len(empty)
-        self.separator = int(empty[-1]) if empty else -1
+        self._head, self._middle, self._tail = _around(tokenizer, is_apart=is_apart)
+        special = [*self._head, *self._middle, *self._tail]
+        self._n_special = len(special)
+        self.separator = special[-1] if special else -1
         """The token that ends the query."""
 
     def encode(self, query: str, texts: Sequence[str]) -> Encoded:
@@ -52,11 +53,13 @@ class PairEncoder:
 
     def n_cut(self, query: str, texts: Sequence[str]) -> int:
         """How many of `texts` lose their end."""
-        room = self._max_tokens - len(self._ids(query)) - self._n_special
-        return sum(len(text) > self._n_characters or len(self._ids(text)) > room for text in texts)
+        (first,) = self._ids([query])
+        room = self._max_tokens - len(first) - self._n_special
+        ids = self._ids([text[: self._n_characters] for text in texts])
+        return sum(len(text) > self._n_characters or len(its) > room for text, its in zip(texts, ids, strict=True))
 
     def _rows(self, query: str, texts: Sequence[str]) -> list[list[int]]:
-        first = self._tokenizer.encode(_whole(query), add_special_tokens=False)
+        (first,) = self._ids([query])
         room = self._max_tokens - len(first) - self._n_special
         if room < 1:
             raise InputError(
@@ -64,25 +67,26 @@ class PairEncoder:
                 f"reads {self._max_tokens} with the candidate's text, got {len(first)}; shorten it",
                 field="query.text",
             )
+        before = [*self._head, *first, *self._middle]
         # No token is shorter than a character: what lies behind so many is cut in any case.
-        seconds = self._tokenizer.encode_batch(
-            [_whole(text[: self._n_characters]) for text in texts], add_special_tokens=False
-        )
-        rows = []
-        for second in seconds:
-            second.truncate(room)
-            rows.append(self._joined(first, second))
-        return rows
+        seconds = self._ids([text[: self._n_characters] for text in texts])
+        return [[*before, *second[:room], *self._tail] for second in seconds]
 
-    def _joined(self, first: Encoding, second: Encoding) -> list[int]:
-        if self._is_apart:
-            return [*self._tokenizer.post_process(first).ids, *self._tokenizer.post_process(second).ids]
-        ids: list[int] = self._tokenizer.post_process(first, second).ids
-        return ids
+    def _ids(self, texts: Sequence[str]) -> list[list[int]]:
+        for text in texts:
+            check_whole(text)
+        return self._table.ids(texts)
 
-    def _ids(self, text: str) -> list[int]:
-        ids: list[int] = self._tokenizer.encode(_whole(text), add_special_tokens=False).ids
-        return ids
+
+def _around(tokenizer: Tokenizer, *, is_apart: bool) -> tuple[list[int], list[int], list[int]]:
+    """Special tokens before a query, between it and the text, and behind that."""
+    n = len(tokenizer.encode("a", add_special_tokens=False))
+    parts = [tokenizer.encode("a")] * 2 if is_apart else [tokenizer.encode("a", "a")]
+    ids = [token for part in parts for token in part.ids]
+    is_special = [*(mask for part in parts for mask in part.special_tokens_mask), 0]
+    first = is_special.index(0)
+    second = is_special.index(0, first + n)
+    return ids[:first], ids[first + n : second], ids[second + n :]
 
 
 def trimmed(encoded: Encoded, rows: NDArray[np.int64]) -> Encoded:
@@ -99,8 +103,3 @@ def blocks(encoded: Encoded, n_rows: int, *, in_order: bool = False) -> list[NDA
     lengths_D = encoded.arrays["attention_mask"].sum(axis=1)
     order_D = np.arange(len(lengths_D)) if in_order else np.argsort(lengths_D, kind="stable")
     return np.split(order_D, range(n_rows, len(order_D), n_rows))
-
-
-def _whole(text: str) -> str:
-    check_whole(text)
-    return text

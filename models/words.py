@@ -5,6 +5,9 @@ A shop uses the same words again and again: what that saves, and what new ones c
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from itertools import chain
+
 from tokenizers import Tokenizer
 from tokenizers.models import WordPiece
 from tokenizers.normalizers import BertNormalizer
@@ -26,6 +29,16 @@ class WordTable:
     def reads(self, text: str) -> bool:
         """Whether this text's tokens are those of its words, split at blanks: where all of it can be seen in ASCII."""
         return self._reads_words and text.isascii() and text.isprintable()
+
+    def ids(self, texts: Sequence[str]) -> list[list[int]]:
+        """Tokens of every text, without special ones; what the table does not read the tokenizer reads at once."""
+        others = iter(
+            self._tokenizer.encode_batch([text for text in texts if not self.reads(text)], add_special_tokens=False)
+        )
+        return [
+            [*chain.from_iterable(map(self.tokens, text.split()))] if self.reads(text) else next(others).ids
+            for text in texts
+        ]
 
     def tokens(self, word: str) -> list[int]:
         """The word's tokens, without special ones; not to be changed."""
