@@ -46,6 +46,11 @@ class Server:
         """Seconds of the processor that its living processes have used."""
         return sum(_cpu_s(pid) for pid in _session(self.pid))
 
+    @property
+    def loop_cpu_s(self) -> float:
+        """Seconds of the processor that its first process' first thread has used: a gateway's event loop."""
+        return int(Path(f"/proc/{self.pid}/task/{self.pid}/schedstat").read_text().split()[0]) / 1e9
+
     @contextmanager
     def halted(self) -> Iterator[None]:
         """Let none of its processes run meanwhile."""
@@ -87,8 +92,13 @@ def serving(
 
 
 @contextmanager
-def gateway(config: Mapping[str, Any], directory: Path, name: str, *, program: str = "rankyard") -> Iterator[Server]:
-    """Start `rankyard serve` with a configuration; its files go to `directory`. program: another module that serves."""
+def gateway(
+    config: Mapping[str, Any], directory: Path, name: str, *, program: str = "rankyard", tree: Path | None = None
+) -> Iterator[Server]:
+    """Start `rankyard serve` with a configuration; its files go to `directory`.
+
+    program: another module that serves. tree: another checkout that it comes from.
+    """
     directory.mkdir(parents=True, exist_ok=True)
     file = directory / f"{name}.yaml"
     file.write_text(yaml.safe_dump(dict(config)))
@@ -96,8 +106,14 @@ def gateway(config: Mapping[str, Any], directory: Path, name: str, *, program: s
     command = [sys.executable, "-m", program, "serve", "--config", str(file), "--port", str(port)]
     url = f"http://127.0.0.1:{port}"
     probe = b"GET /readyz HTTP/1.1\r\nhost: a\r\n\r\n"
+    environment = {} if tree is None else {"PYTHONPATH": str(tree)}
     with serving(
-        [*command, "--workspace", str(directory)], url, probe, directory / f"{name}.log", environment={}
+        [*command, "--workspace", str(directory)],
+        url,
+        probe,
+        directory / f"{name}.log",
+        cwd=tree,
+        environment=environment,
     ) as server:
         yield server
 

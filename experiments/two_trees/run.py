@@ -1,0 +1,117 @@
+"""This tree's gateway beside that of another checkout: what a change is worth, and what chance alone does.
+
+python -m experiments.two_trees.run BEFORE BUNDLE [--queries FILE] [--quick]    writes results/FAMILY.json
+"""
+
+from __future__ import annotations
+
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from contextlib import ExitStack
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+from experiments import command, loops
+from experiments.report import Row, print_rows, save
+from experiments.servers import Server, gateway
+from experiments.turns import Figures, in_turns, medians, ratios, row, series
+from registry.bundle import Bundle, open_bundle
+from serving.bench import files
+from serving.bench.queries import Text, generated, of_file
+from serving.bench.traffic import post, rank, rank_body, requests, understand_body
+
+HERE = Path(__file__).parent
+ROOT = HERE.parents[1]
+BEFORE, NOW, AGAIN = "before", "now", "now, another process"
+LIST_SIZE = 100
+LOOP = "loop_us"
+COMPARED = {1: ("p50_ms",), 8: ("throughput_per_s",), 32: ("throughput_per_s", LOOP)}
+"""Callers, and what of a round is compared."""
+NAMES = {"p50_ms": "p50", "throughput_per_s": "requests/s", LOOP: "processor time of the event loop a request"}
+
+
+def main() -> None:
+    """Load three gateways in turns, every number of callers by itself."""
+    parser = command.options(__doc__)
+    parser.add_argument("before", type=Path, help="a checkout of this project")
+    parser.add_argument("bundle", type=Path, help="what both serve; for a ranking model lists are sent by column")
+    parser.add_argument("--queries", type=Path, metavar="FILE", help="a query a line (default: generated ones)")
+    options = parser.parse_args()
+    bundle = open_bundle(options.bundle)
+    seconds, repetitions = (0.5, 2) if options.quick else (2.0, 7)
+    text = of_file(files.lines(options.queries), 0) if options.queries else generated(0)
+    trees = {BEFORE: options.before.absolute(), NOW: ROOT, AGAIN: ROOT}
+    with tempfile.TemporaryDirectory(prefix="rankyard-trees-") as made, ExitStack() as stack:
+        servers = {
+            name: stack.enter_context(gateway(serving(bundle), Path(made), name.replace(" ", "-"), tree=tree))
+            for name, tree in trees.items()
+        }
+        sent = {name: asked(server.url, bundle, text) for name, server in servers.items()}
+        found = in_turns(
+            {
+                f"{name}, {callers}": lambda name=name, callers=callers: load(
+                    servers[name], sent[name], callers, seconds
+                )
+                for callers in COMPARED
+                for name in trees
+            },
+            repetitions,
+        )
+    family = bundle.manifest.family
+    rows = [row_ for callers in COMPARED for row_ in compared(family, callers, found)]
+    print_rows(rows)
+    if not options.quick:
+        save(
+            HERE / "results" / f"{family}.json",
+            rows,
+            "python -m experiments.two_trees.run BEFORE BUNDLE",
+            before=revision(options.before),
+            medians=medians(found, (*NAMES, "client_cpu_share")),
+        )
+
+
+def serving(bundle: Bundle) -> dict[str, Any]:
+    """What the gateways are told: this bundle, and to keep no answer."""
+    return {"models": {bundle.manifest.family: str(bundle.path)}, "cache": {"max_bytes": 0}}
+
+
+def asked(url: str, bundle: Bundle, text: Text) -> Iterator[bytes]:
+    """Requests without end, none twice."""
+    if bundle.manifest.family != "ranking":
+        return requests(post(url, "/v1/understand", understand_body(text)), count())
+    body = rank_body(text, bundle.manifest.features or (), (LIST_SIZE,), form="columns", seed=0)
+    return requests(rank(url, body, "columns", model=bundle.manifest.name), count())
+
+
+def load(server: Server, sent: Iterator[bytes], callers: int, seconds: float) -> Figures:
+    """One closed loop, and what the event loop's thread spent on each of its requests."""
+    begin_s, warmup_s = server.loop_cpu_s, seconds / 4
+    found = loops.closed(server.url, sent, callers, seconds, warmup_s)
+    n_requests = found["throughput_per_s"] * (seconds + warmup_s)
+    return found | {LOOP: 1e6 * (server.loop_cpu_s - begin_s) / n_requests}
+
+
+def compared(family: str, callers: int, found: dict[str, list[Figures]]) -> list[Row]:
+    """Ratios of one round each, with the same ratio of two gateways of one tree: what chance alone does."""
+    return [
+        row(
+            f"{family}, {callers} callers" if callers > 1 else f"{family}, 1 caller",
+            f"{name} to {other}",
+            f"{NAMES[figure]}, ratio",
+            ratios(series(found[f"{name}, {callers}"], figure), series(found[f"{other}, {callers}"], figure)),
+        )
+        for name, other in ((NOW, BEFORE), (AGAIN, NOW))
+        for figure in COMPARED[callers]
+    ]
+
+
+def revision(checkout: Path) -> str:
+    """The commit that a checkout stands at."""
+    command_ = ["git", "-C", str(checkout), "rev-parse", "--short", "HEAD"]
+    return subprocess.run(command_, check=True, stdout=subprocess.PIPE, text=True).stdout.strip()
+
+
+if __name__ == "__main__":
+    main()
