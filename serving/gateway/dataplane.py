@@ -233,7 +233,8 @@ class Dataplane:
         try:
             with Asked(self._telemetry.model(served).statistics):
                 if len(rows) == 1:
-                    return [await self._batcher.submit(served, rows[0], deadline_s, place)]
+                    answer = self._batcher.submit(served, rows[0], deadline_s, place, is_only=place is not None)
+                    return [await answer]
                 pending.extend(self._batcher.submit(served, row, deadline_s, place) for row in rows)
                 return await asyncio.gather(*pending)
         finally:

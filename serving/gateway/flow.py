@@ -72,7 +72,6 @@ class Item:
     def __init__(
         self, encoded: Encoded, deadline_s: float, cost: Cost, max_batch_size: int, decoding: Decoding | None
     ) -> None:
-        loop = asyncio.get_running_loop()
         self.encoded = encoded
         self.decoding = decoding
         self.length = encoded.length
@@ -86,8 +85,11 @@ class Item:
         self.start_s = min(self.queued_s + _STRETCH * alone_s, deadline_s - _URGENT * alone_s)
         self.is_taken = False
         self.is_late = False
-        self.future: asyncio.Future[Any] = loop.create_future()
-        self._timer = loop.call_later(max(0.0, deadline_s - self.queued_s), self.expire)
+        self.future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+
+    def expect_answer(self) -> None:
+        """Wait for an answer until the deadline."""
+        self._timer = self.future.get_loop().call_later(max(0.0, self.deadline_s - self.queued_s), self.expire)
         self.future.add_done_callback(self._done)
 
     def _done(self, _future: asyncio.Future[Outputs]) -> None:
@@ -179,9 +181,20 @@ class Flow:
 
     def add(self, encoded: Encoded, deadline_s: float, decoding: Decoding | None = None) -> Item:
         """Let a request wait."""
+        item = self._item(encoded, deadline_s, decoding)
+        self.enter(item)
+        item.expect_answer()
+        return item
+
+    def alone(self, encoded: Encoded, deadline_s: float, decoding: Decoding | None = None) -> Item:
+        """A request that need not wait: taken as it comes, and nobody expects its answer yet."""
+        item = self._item(encoded, deadline_s, decoding)
+        item.flow, item.is_taken = self, True
+        return item
+
+    def _item(self, encoded: Encoded, deadline_s: float, decoding: Decoding | None) -> Item:
         item = Item(encoded, deadline_s, self.cost, self._config.max_batch_size, decoding)
         self._usual_s += (_USUAL_RATE if self._usual_s else 1.0) * (item.share_s - self._usual_s)
-        self.enter(item)
         return item
 
     def done(self, item: Item) -> None:

@@ -86,7 +86,9 @@ class Rank:
         self._fuses = any(config.fuse is not None for _, config in phases)
         self._models = models
         self._names = {served.ref: served.bundle.manifest.features or () for served, _ in phases}
-        self._known = frozenset(name for names in self._names.values() for name in names)
+        known = frozenset(name for names in self._names.values() for name in names)
+        self._others = {ref: known.difference(names) for ref, names in self._names.items()}
+        """Features that only other phases know."""
         self._encoders = Encoders(n_threads, limits.max_queue_length)
         self._explainers = Explainers(self._encoders.threads)
 
@@ -193,7 +195,7 @@ class Rank:
         blocks = self._models[served.ref].blocks(encoded, in_order=config.budget_ms is not None)
         if len(blocks) == 1:
             # As they came, whatever the order of the block.
-            answer = await self._batcher.submit(served, encoded, deadline_s, place)
+            answer = await self._batcher.submit(served, encoded, deadline_s, place, is_only=place is not None)
             return _Scores(np.arange(encoded.length), _scores(answer), encoded, None)
         tasks: list[asyncio.Future[Outputs]] = [
             asyncio.ensure_future(self._block(served, encoded, block, deadline_s, place)) for block in blocks
@@ -224,7 +226,7 @@ class Rank:
 
     def _for_model(self, ref: str, request: RankRequest) -> RankRequest:
         """Leave out the features that only other phases know; one that none knows is left for the model to refuse."""
-        others = self._known.difference(self._names[ref])
+        others = self._others[ref]
         return request.without(others) if others else request
 
     async def _expect_explained(self) -> None:

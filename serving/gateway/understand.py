@@ -106,12 +106,14 @@ class Understand:
             flight.pending = pending
         try:
             with Asked(*self._statistics):
+                # Other queries of the same request have their turn after this one, and no places yet.
+                is_only = len(places) == 1
                 places = places or self._admit(deadline_s)
                 for place, (served, model, series) in zip(places, self._passes, strict=True):
                     with series.encode():
                         encoded = model.encode(text)
                     decoding = Decoding(text, model.decode_batch)
-                    pending.append(self._batcher.submit(served, encoded, deadline_s, place, decoding))
+                    pending.append(self._batcher.submit(served, encoded, deadline_s, place, decoding, is_only=is_only))
                 if flight is not None and flight.priority != priority.get():
                     self._batcher.hasten(pending)  # somebody more urgent has joined by now
                 # One model is the usual case, and gathering costs more than the waiting itself.

@@ -66,6 +66,9 @@ class EchoRuntime:
             raise DeadlineError("too slow") from None
         finally:
             self.n_running -= 1
+        return self.echo(model, numbers)
+
+    def echo(self, model, numbers):
         if POISON in numbers:
             raise RankyardError("poison")
         name = model.bundle.manifest.signature.outputs[0].name
@@ -73,6 +76,23 @@ class EchoRuntime:
 
     async def close(self):
         pass
+
+
+class AtOnceRuntime(EchoRuntime):
+    """Answers what is alone before it is left."""
+
+    n_at_once = 0
+
+    def infer(self, model, inputs, *, timeout_s, lone_s=None):
+        if lone_s is None:
+            return super().infer(model, inputs, timeout_s=timeout_s)
+        self.n_at_once += 1
+        self.lone_s.append(lone_s)
+        numbers = (inputs["ngram_ids"] if "ngram_ids" in inputs else inputs["features"])[:, 0]
+        self.batches.append([int(number) for number in numbers])
+        ran = asyncio.get_running_loop().create_future()
+        ran.set_result(self.echo(model, numbers))
+        return ran
 
 
 def text(number: int, length: int = 3) -> Encoded:
@@ -346,6 +366,63 @@ def test_a_request_is_lone_where_nothing_else_is_there_nor_came_while_the_last_o
             await queue.submit(intent, text(n), in_s(60))
         is_lone = [lone_s is not None for lone_s in runtime.lone_s]
         assert is_lone == [True, True, False, False, True, False, False, False, True]
+
+    asyncio.run(run())
+
+
+def test_what_is_alone_and_the_only_one_of_its_request_is_answered_before_it_is_left(intent):
+    async def run():
+        runtime = AtOnceRuntime(pause=lambda: asyncio.sleep(0))
+        queue = batcher(runtime)
+
+        def begins_at_once(n: int, place=None, *, is_only: bool = True) -> asyncio.Future:
+            future = queue.submit(intent, text(n), in_s(60), place, is_only=is_only)
+            assert runtime.batches.count([n]) == future.done()
+            return future
+
+        assert begins_at_once(1).done()
+        assert begins_at_once(2, queue.admit(intent, in_s(60))).done()
+        others = begins_at_once(3, is_only=False)  # more of its request may come
+        assert not others.done()
+        assert not begins_at_once(4).done()  # one waits
+        await settle()
+        assert not begins_at_once(5).done()  # the last one was not alone
+        await settle()
+        with queue.admit(intent, in_s(60)):  # is being read
+            assert not begins_at_once(6).done()
+            await settle()
+        for n in (7, 8):
+            await queue.submit(intent, text(n), in_s(60))
+        answered = begins_at_once(9)
+        assert int(answered.result()["intent_logits"]) == 9
+        assert await number(others) == 3
+        with pytest.raises(RankyardError, match="poison"):
+            await queue.submit(intent, text(POISON), in_s(60), is_only=True)
+        with pytest.raises(DeadlineError):
+            await queue.submit(intent, text(10), in_s(-1), is_only=True)
+        queue._was_lone = True
+        assert await queue.submit(intent, text(11), in_s(60), decoding=Decoding(11, read), is_only=True) == (11, 11)
+        await queue.drain(1)
+
+    asyncio.run(run())
+
+
+def test_what_begins_alone_elsewhere_keeps_its_deadline_and_can_be_given_up(intent):
+    async def run():
+        runtime = EchoRuntime()
+        queue = batcher(runtime)
+        late = queue.submit(intent, text(1), in_s(0.02), is_only=True)
+        assert runtime.lone_s == []  # the task of an asynchronous runtime has not begun
+        with pytest.raises(DeadlineError):
+            await late
+        await settle()
+        queue._was_lone = True
+        given_up = queue.submit(intent, text(2), in_s(60), is_only=True)
+        await settle()
+        given_up.cancel()
+        runtime.gate.set()
+        await queue.drain(1)
+        assert runtime.batches == [[1], [2]]
 
     asyncio.run(run())
 
@@ -799,6 +876,7 @@ def test_a_batch_is_read_at_once_and_what_cannot_be_read_fails_alone(intent):
 def test_every_request_gets_its_own_answer_whatever_the_interleaving(intent, ranking, seed):
     """400 requests a seed to two models: random arrivals, lengths, deadlines, cancellations, readings and faults."""
     n_workers, max_batch_size = 1 + seed % 3, 1 + seed % 7
+    spread_s = (0.05, 0.5)[seed % 2]
     dice = random.Random(seed)
 
     async def pause():
@@ -806,14 +884,14 @@ def test_every_request_gets_its_own_answer_whatever_the_interleaving(intent, ran
 
     async def ask(queue: Batcher, number: int) -> str:
         dice = random.Random(f"{seed} {number}")  # of its own: whose turn it is has no say in how many are cancelled
-        await asyncio.sleep(dice.random() * 0.05)
+        await asyncio.sleep(dice.random() * spread_s)
         priority.set(dice.choice(("interactive", "interactive", "bulk")))
         is_ranking, deadline_s = dice.random() < 0.3, in_s(dice.choice((0.004, 600, 600)))
         size = dice.randint(1, 30)
         model, encoded = (ranking, candidates(number, size)) if is_ranking else (intent, text(number, size))
         try:
             decoding = None if is_ranking or dice.random() < 0.3 else Decoding(number, read)
-            future = queue.submit(model, encoded, deadline_s, decoding=decoding)
+            future = queue.submit(model, encoded, deadline_s, decoding=decoding, is_only=dice.random() < 0.7)
         except OverloadedError:
             return "refused" if deadline_s < in_s(0.1) else "wrong"
         if dice.random() < 0.1:
@@ -835,7 +913,7 @@ def test_every_request_gets_its_own_answer_whatever_the_interleaving(intent, ran
         return "answered" if np.array_equal(answer, expected) else "wrong"
 
     async def run() -> tuple[EchoRuntime, list[str]]:
-        runtime = EchoRuntime(n_workers, pause)
+        runtime = AtOnceRuntime(n_workers, pause)
         queue = batcher(runtime, max_queue_length=1000, max_batch_size=max_batch_size, max_batch_rows=60)
         numbers = [*range(1, 400), POISON]
         outcomes = await asyncio.gather(*(ask(queue, number) for number in numbers))
@@ -846,6 +924,7 @@ def test_every_request_gets_its_own_answer_whatever_the_interleaving(intent, ran
     assert len(outcomes) == 400
     assert "wrong" not in outcomes
     assert outcomes.count("answered") > 200
+    assert spread_s < 0.1 or runtime.n_at_once > 50
     assert runtime.most_running <= n_workers
     assert max(len(set(batch)) for batch in runtime.batches) <= max_batch_size
 

@@ -677,9 +677,9 @@ def test_a_request_is_queued_with_the_priority_that_it_names(bundles, monkeypatc
     queued = []
     submit = Batcher.submit
 
-    def watched(*arguments):
+    def watched(*arguments, **named):
         queued.append(priority.get())
-        return submit(*arguments)
+        return submit(*arguments, **named)
 
     async def question(plane: Dataplane):
         telemetry = Telemetry()

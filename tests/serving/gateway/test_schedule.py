@@ -62,9 +62,9 @@ def infer(served: ServedModel, parameters: dict, headers: dict[bytes, bytes], *,
 def test_priority_1_is_interactive_and_every_lower_one_bulk(served, monkeypatch, sent, header, queued):
     found, submit = [], Batcher.submit
 
-    def watched(*arguments):
+    def watched(*arguments, **named):
         found.append(priority.get())
-        return submit(*arguments)
+        return submit(*arguments, **named)
 
     monkeypatch.setattr(Batcher, "submit", watched)
     parameters = {"timeout": 50_000_000} if sent is None else {"timeout": 50_000_000, "priority": sent}
