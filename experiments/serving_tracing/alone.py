@@ -15,8 +15,8 @@ import yaml
 
 from experiments.report import Row, save
 from experiments.servers import free_port, serving
-from experiments.serving_tracing.run import HERE, HIT, NONE, interval
-from experiments.turns import in_turns, series
+from experiments.serving_tracing.run import HERE, HIT, NONE
+from experiments.turns import in_turns, median_interval, series
 from serving.gateway.config import GatewayConfig, TracingConfig
 from serving.gateway.messages import Request
 from serving.gateway.observer import open_observer
@@ -40,7 +40,7 @@ def main() -> None:
         found = in_turns(contestants, ROUNDS)
     pairs = zip(series(found["with"], "us"), series(found["without"], "us"), strict=True)
     added = [(one - other) / whole_us for one, other in pairs]
-    low, high = interval(added)
+    low, high = median_interval(added)
     metric = "processor time that tracing adds, share of all that a kept answer takes"
     rows = [
         Row(

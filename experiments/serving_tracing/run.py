@@ -10,7 +10,7 @@ import re
 import statistics
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from experiments import command, loops
 from experiments.report import Row, print_rows, save
 from experiments.servers import Server, exchange, free_port, gateway, serving
 from experiments.serving_limit import ranker
-from experiments.turns import Figures, in_turns, medians, ratios, series
+from experiments.turns import Figures, in_turns, median_interval, medians, ratios, series
 from registry.bundle import open_bundle
 from serving.bench.queries import generated, numbers
 from serving.bench.traffic import post, rank_body, requests, understand_body
@@ -116,7 +116,7 @@ def compared(config: dict[str, Any], found: dict[str, list[Figures]]) -> list[Ro
             for metric, figure in (("requests/s", "throughput_per_s"), ("processor time a request", "server_cpu_us")):
                 above, below = (series(found[f"{one}, {scenario}"], figure) for one in (name, NONE))
                 values = ratios(above, below)
-                low, high = interval(values)
+                low, high = median_interval(values)
                 is_aim = name == TRACED and figure == "throughput_per_s"
                 configuration = f"{name} of {config['ratio']:.0%}" if name == TRACED else name
                 rows.append(
@@ -134,14 +134,6 @@ def compared(config: dict[str, Any], found: dict[str, list[Figures]]) -> list[Ro
                     )
                 )
     return rows
-
-
-def interval(values: Sequence[float]) -> tuple[float, float]:
-    """95 % interval of a median by order statistics: ranks from n/2 -+ 0.98 sqrt(n) (Conover, 3.2)."""
-    ordered, n = sorted(values), len(values)
-    reach = 0.98 * n**0.5
-    low, high = max(0, round(n / 2 - reach) - 1), min(n - 1, round(n / 2 + reach))
-    return round(ordered[low], 4), round(ordered[high], 4)
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ from typing import Any
 from experiments import command, loops
 from experiments.report import Row, print_rows, save
 from experiments.servers import Server, gateway
-from experiments.turns import Figures, in_turns, medians, ratios, row, series
+from experiments.turns import Figures, in_turns, median_interval, medians, ratios, row, series
 from registry.bundle import Bundle, open_bundle
 from serving.bench import files
 from serving.bench.queries import Text, generated, of_file
@@ -40,7 +40,7 @@ def main() -> None:
     parser.add_argument("--queries", type=Path, metavar="FILE", help="a query a line (default: generated ones)")
     options = parser.parse_args()
     bundle = open_bundle(options.bundle)
-    seconds, repetitions = (0.5, 2) if options.quick else (2.0, 7)
+    seconds, repetitions = (0.4, 2) if options.quick else (0.4, 31)
     text = of_file(files.lines(options.queries), 0) if options.queries else generated(0)
     trees = {BEFORE: options.before.absolute(), NOW: ROOT, AGAIN: ROOT}
     with tempfile.TemporaryDirectory(prefix="rankyard-trees-") as made, ExitStack() as stack:
@@ -95,16 +95,14 @@ def load(server: Server, sent: Iterator[bytes], callers: int, seconds: float) ->
 
 def compared(family: str, callers: int, found: dict[str, list[Figures]]) -> list[Row]:
     """Ratios of one round each, with the same ratio of two gateways of one tree: what chance alone does."""
-    return [
-        row(
-            f"{family}, {callers} callers" if callers > 1 else f"{family}, 1 caller",
-            f"{name} to {other}",
-            f"{NAMES[figure]}, ratio",
-            ratios(series(found[f"{name}, {callers}"], figure), series(found[f"{other}, {callers}"], figure)),
-        )
-        for name, other in ((NOW, BEFORE), (AGAIN, NOW))
-        for figure in COMPARED[callers]
-    ]
+    rows = []
+    for name, other in ((NOW, BEFORE), (AGAIN, NOW)):
+        for figure in COMPARED[callers]:
+            values = ratios(series(found[f"{name}, {callers}"], figure), series(found[f"{other}, {callers}"], figure))
+            low, high = median_interval(values)
+            data = f"{family}, {callers} callers" if callers > 1 else f"{family}, 1 caller"
+            rows.append(row(data, f"{name} to {other}", f"{NAMES[figure]}, ratio", values, low=low, high=high))
+    return rows
 
 
 def revision(checkout: Path) -> str:
