@@ -212,6 +212,8 @@ def rank_answer(answer: Ranking) -> RankAnswer:
 
 def without_nan(body: bytes) -> bytes:
     """Write null for every NaN of a body that is not within a text: one that an even number of quotes comes before."""
+    if b"N" not in body:  # which takes a fiftieth of the time of looking for three letters
+        return body
     first, *others = body.split(b"NaN")
     parts, before, is_text = [first], first, False
     for part in others:
