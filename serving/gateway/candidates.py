@@ -159,15 +159,15 @@ def _matrix(rows: Sequence[Sequence[float | None]], n_columns: int) -> NDArray[n
     """Values [D, N] as float32, None as NaN; ValueError where one does not fit."""
     shape = (len(rows), n_columns)
     matrix_DN = None
-    # Twice as fast as numpy reads lists (43 against 85 us for 100 x 46), but it knows no None: one look says whether
-    # there are likely some.
+    # Faster than numpy (43 against 70 us for 100 x 46), but it knows no None: one look says whether there are likely some.
     if rows and None not in rows[0]:
         with contextlib.suppress(struct.error):
             packed = struct.pack(f"{len(rows) * n_columns}f", *chain.from_iterable(rows))
             matrix_DN = np.frombuffer(packed, np.float32).reshape(shape)
     if matrix_DN is None:
         with np.errstate(over="ignore"):
-            matrix_DN = np.array(rows, dtype=np.float32).reshape(shape)
+            flat = np.fromiter(chain.from_iterable(rows), np.float32, len(rows) * n_columns)
+        matrix_DN = flat.reshape(shape)
     if np.isinf(matrix_DN).any():
         raise ValueError("numbers beyond float32")
     return matrix_DN
