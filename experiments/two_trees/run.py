@@ -59,12 +59,11 @@ def main() -> None:
             },
             repetitions,
         )
-    family = bundle.manifest.family
-    rows = [row_ for callers in COMPARED for row_ in compared(family, callers, found)]
+    rows = [row_ for callers in COMPARED for row_ in compared(bundle, callers, found)]
     print_rows(rows)
     if not options.quick:
         save(
-            HERE / "results" / f"{family}.json",
+            HERE / "results" / f"{bundle.manifest.family}.json",
             rows,
             "python -m experiments.two_trees.run BEFORE BUNDLE",
             before=revision(options.before),
@@ -93,15 +92,16 @@ def load(server: Server, sent: Iterator[bytes], callers: int, seconds: float) ->
     return found | {LOOP: 1e6 * (server.loop_cpu_s - begin_s) / n_requests}
 
 
-def compared(family: str, callers: int, found: dict[str, list[Figures]]) -> list[Row]:
+def compared(bundle: Bundle, callers: int, found: dict[str, list[Figures]]) -> list[Row]:
     """Ratios of one round each, with the same ratio of two gateways of one tree: what chance alone does."""
     rows = []
     for name, other in ((NOW, BEFORE), (AGAIN, NOW)):
         for figure in COMPARED[callers]:
             values = ratios(series(found[f"{name}, {callers}"], figure), series(found[f"{other}, {callers}"], figure))
             low, high = median_interval(values)
-            data = f"{family}, {callers} callers" if callers > 1 else f"{family}, 1 caller"
-            rows.append(row(data, f"{name} to {other}", f"{NAMES[figure]}, ratio", values, low=low, high=high))
+            data = f"{bundle.manifest.family}, {callers} caller" + "s" * (callers > 1)
+            more = {"low": low, "high": high, "served_as": bundle.variant}
+            rows.append(row(data, f"{name} to {other}", f"{NAMES[figure]}, ratio", values, **more))
     return rows
 
 
