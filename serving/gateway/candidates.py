@@ -159,7 +159,7 @@ def _matrix(rows: Sequence[Sequence[float | None]], n_columns: int) -> NDArray[n
     """Values [D, N] as float32, None as NaN; ValueError where one does not fit."""
     shape = (len(rows), n_columns)
     matrix_DN = None
-    # Faster than numpy (43 against 70 us for 100 x 46), but it knows no None: one look says whether there are likely some.
+    # Faster than numpy (43 against 70 us for 100 x 46), but it knows no None: one look says whether some are likely.
     if rows and None not in rows[0]:
         with contextlib.suppress(struct.error):
             packed = struct.pack(f"{len(rows) * n_columns}f", *chain.from_iterable(rows))
