@@ -97,3 +97,5 @@ def test_nan_is_null_but_within_a_text(values):
 def test_a_text_keeps_its_nan():
     body = b'{"a \\"NaN": NaN, "NaN\\\\": [NaN, "NaN, NaN", "\\\\\\"NaN"]}'
     assert without_nan(body) == b'{"a \\"NaN": null, "NaN\\\\": [null, "NaN, NaN", "\\\\\\"NaN"]}'
+    for short, expected in ((b"NaN", b"null"), (b"N", b"N"), (b"NN", b"NN"), (b"NxN", b"NxN"), (b"", b"")):
+        assert without_nan(short) == expected
