@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from models.ranking import RankRequest, Table
 from serving.gateway import arrow, wire
-from serving.gateway.columns import ColumnReader, TextColumns, check_names
+from serving.gateway.columns import ColumnReader, TextColumns, check_names, may_have_nan
 from serving.gateway.config import LimitsConfig
 from serving.gateway.rules import check_candidates, check_length, float32
 
@@ -67,7 +67,8 @@ class Reader:
             options, request = arrow.read(body, self._limits)
             check_candidates(request.ids, request.texts, options.query.text, self._limits, "candidates.ids[{}]")
             return Asked(request, options.top_k, options.explain, None)
-        body = wire.without_nan(body)
+        if may_have_nan(body):
+            body = wire.without_nan(body)
         if self._decoder is not None:
             try:
                 typed = self._decoder.decode(body)
