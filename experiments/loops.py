@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from serving.bench.arrivals import arrivals
@@ -15,6 +15,22 @@ ENOUGH = 0.99
 def closed(url: str, requests: Iterator[bytes], concurrency: int, seconds: float, warmup_s: float) -> dict[str, Any]:
     """Measure a closed loop."""
     return _short(closed_loop(url, requests, Plan(seconds, warmup_s, concurrency)).figures())
+
+
+def closed_and_cost(
+    url: str,
+    requests: Iterator[bytes],
+    concurrency: int,
+    seconds: float,
+    warmup_s: float,
+    cpu_s: Callable[[], float],
+    key: str = "server_cpu_us",
+) -> dict[str, Any]:
+    """As `closed`; under `key` what a request took, warm-up included, of the processor time that `cpu_s` counts."""
+    begin_s = cpu_s()
+    found = closed(url, requests, concurrency, seconds, warmup_s)
+    n_requests = max(1.0, found["throughput_per_s"] * (seconds + warmup_s))
+    return found | {key: 1e6 * (cpu_s() - begin_s) / n_requests}
 
 
 def goodput(

@@ -67,13 +67,17 @@ class Row:
         return self.value <= self.target if self.at_most else self.value >= self.target
 
 
+def commit_of(checkout: Path) -> str:
+    """The commit that a checkout stands at."""
+    command = ["git", "-C", str(checkout), "rev-parse", "--short", "HEAD"]
+    return subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout.strip()
+
+
 def save(path: Path, rows: Sequence[Row], command: str, **details: Any) -> None:
     """Write one study's result with everything that it was measured with."""
     result = {
         "date": datetime.now(UTC).date().isoformat(),
-        "commit": subprocess.run(
-            ["git", "rev-parse", "--short", "HEAD"], check=True, stdout=subprocess.PIPE, text=True, cwd=HERE
-        ).stdout.strip(),
+        "commit": commit_of(HERE),
         "command": command,
         "hardware": f"{os.cpu_count()} cores, {platform.machine()}",
         "versions": {package: metadata.version(package) for package in PACKAGES},

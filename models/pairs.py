@@ -10,11 +10,10 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from tokenizers import Tokenizer
 
 from models.batch import Encoded
 from models.errors import InputError
-from models.text import CHARACTERS_A_TOKEN, check_whole, open_tokenizer
+from models.text import CHARACTERS_A_TOKEN, check_whole, open_tokenizer, special_tokens
 from models.words import WordTable
 
 
@@ -34,7 +33,8 @@ class PairEncoder:
         self._max_tokens = max_tokens
         self._pad = pad
         self._n_characters = CHARACTERS_A_TOKEN * max_tokens
-        self._head, self._middle, self._tail = _around(tokenizer, is_apart=is_apart)
+        both = [tokenizer.encode("a")] * 2 if is_apart else [tokenizer.encode("a", "a")]
+        self._head, self._middle, self._tail = special_tokens(tokenizer, both, 2)
         special = [*self._head, *self._middle, *self._tail]
         self._n_special = len(special)
         self.separator = special[-1] if special else -1
@@ -75,18 +75,7 @@ class PairEncoder:
     def _ids(self, texts: Sequence[str]) -> list[list[int]]:
         for text in texts:
             check_whole(text)
-        return self._table.ids(texts)
-
-
-def _around(tokenizer: Tokenizer, *, is_apart: bool) -> tuple[list[int], list[int], list[int]]:
-    """Special tokens before a query, between it and the text, and behind that."""
-    n = len(tokenizer.encode("a", add_special_tokens=False))
-    parts = [tokenizer.encode("a")] * 2 if is_apart else [tokenizer.encode("a", "a")]
-    ids = [token for part in parts for token in part.ids]
-    is_special = [*(mask for part in parts for mask in part.special_tokens_mask), 0]
-    first = is_special.index(0)
-    second = is_special.index(0, first + n)
-    return ids[:first], ids[first + n : second], ids[second + n :]
+        return self._table.read_all(texts)
 
 
 def trimmed(encoded: Encoded, rows: NDArray[np.int64]) -> Encoded:

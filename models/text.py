@@ -11,7 +11,6 @@ import unicodedata
 import zlib
 from bisect import bisect_left, bisect_right
 from collections.abc import Mapping, Sequence
-from itertools import chain
 from pathlib import Path
 from types import MappingProxyType
 
@@ -147,6 +146,19 @@ def open_tokenizer(tokenizer_json: Path) -> Tokenizer:
     return tokenizer
 
 
+def special_tokens(tokenizer: Tokenizer, encodings: Sequence[Encoding], n_texts: int) -> list[list[int]]:
+    """Special tokens before, between and behind the texts of some encodings, each of which is "a"."""
+    n = len(tokenizer.encode("a", add_special_tokens=False))
+    ids = [token for encoding in encodings for token in encoding.ids]
+    is_special = [*(mask for encoding in encodings for mask in encoding.special_tokens_mask), 0]
+    found, place = [], 0
+    for _ in range(n_texts):
+        begin = is_special.index(0, place)
+        found.append(ids[place:begin])
+        place = begin + n
+    return [*found, ids[place:]]
+
+
 class SubwordEncoder:
     """Reads a text as sub-word tokens: `input_ids` and `attention_mask`, both int64 [T].
 
@@ -162,19 +174,13 @@ class SubwordEncoder:
         """Numbers that `input_ids` may hold, from 0."""
         self._max_tokens = max_tokens
         self._max_windows = max_windows
-        around = self._tokenizer.encode("a")  # the special tokens before and behind every text
-        n_head = (*around.special_tokens_mask, 0).index(0)
-        n_tail = (*reversed(around.special_tokens_mask), 0).index(0) if n_head < len(around) else 0
-        self._head: list[int] = around.ids[:n_head]
-        self._tail: list[int] = around.ids[len(around) - n_tail :]
+        self._head, self._tail = special_tokens(self._tokenizer, [self._tokenizer.encode("a")], 1)
 
     def encode(self, text: str) -> Encoded:
         """Encode one text; InputError beyond `max_tokens` tokens, special ones counted, in `max_windows` windows."""
         self._check(text)
-        if self._table.reads(text):
-            ids = [*self._head, *chain.from_iterable(map(self._table.tokens, text.split())), *self._tail]
-        else:
-            ids = self._tokenizer.encode(text).ids
+        read = self._table.read(text)
+        ids = self._tokenizer.encode(text).ids if read is None else [*self._head, *read, *self._tail]
         self._check_tokens(text, len(ids))
         if len(ids) > self._max_tokens:
             return self.encode_words(text, split_words(text))

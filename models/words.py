@@ -30,15 +30,16 @@ class WordTable:
         """Whether this text's tokens are those of its words, split at blanks: where all of it can be seen in ASCII."""
         return self._reads_words and text.isascii() and text.isprintable()
 
-    def ids(self, texts: Sequence[str]) -> list[list[int]]:
+    def read(self, text: str) -> list[int] | None:
+        """Tokens of a text that the table reads, without special ones; None of any other."""
+        return [*chain.from_iterable(map(self.tokens, text.split()))] if self.reads(text) else None
+
+    def read_all(self, texts: Sequence[str]) -> list[list[int]]:
         """Tokens of every text, without special ones; what the table does not read the tokenizer reads at once."""
-        others = iter(
-            self._tokenizer.encode_batch([text for text in texts if not self.reads(text)], add_special_tokens=False)
-        )
-        return [
-            [*chain.from_iterable(map(self.tokens, text.split()))] if self.reads(text) else next(others).ids
-            for text in texts
-        ]
+        found = [self.read(text) for text in texts]
+        others = [text for text, ids in zip(texts, found, strict=True) if ids is None]
+        encoded = iter(self._tokenizer.encode_batch(others, add_special_tokens=False))
+        return [next(encoded).ids if ids is None else ids for ids in found]
 
     def tokens(self, word: str) -> list[int]:
         """The word's tokens, without special ones; not to be changed."""

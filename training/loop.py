@@ -66,9 +66,13 @@ def train(
     """
     with _used_rows(network, (*examples, *valid), signature):
         training = _Training(network, signature, examples, loss, settings, recorder, checkpoint)
+
+        def judged() -> Score:
+            return Score(training.epoch, {}) if score is None else score(predict(network, valid, signature))
+
         try:
             training.restore()
-            training.run(None if score is None else lambda: score(predict(network, valid, signature)))
+            training.run(judged)
         except KeyboardInterrupt:
             training.save()
             raise
@@ -127,11 +131,11 @@ class _Training:
         self.best_epoch, self.best_main, self.n_stale = 0, -math.inf, 0
         self.best_weights: dict[str, Tensor] = {}
 
-    def run(self, score: Callable[[], Score] | None) -> None:
-        """Train until the last epoch, or until `patience` epochs brought nothing better; without a score all do."""
+    def run(self, score: Callable[[], Score]) -> None:
+        """Train until the last epoch, or until `patience` epochs brought nothing better."""
         while self.epoch < self._settings.epochs and self.n_stale < self._settings.patience:
             self._run_epoch()
-            valid = self._peers.first(score) if score is not None else Score(float(self.epoch), {})
+            valid = self._peers.first(score)
             metrics = {"train_loss": self.loss_sum / self._n_batches, **valid.metrics}
             with _uninterrupted():
                 self._finish_epoch(valid.main)

@@ -262,7 +262,7 @@ def fit_tagging(
         return chosen
     n_epochs = chosen.facts["best_epoch"]
     training = config.training.model_copy(update={"epochs": n_epochs})
-    together = replace(splits, train=splits.train.joined(splits.valid))
+    together = replace(splits, train=splits.train.joined(splits.valid), test=None)
     recorder.say(f"{n_epochs} epochs once more, on {len(together.train)} rows of train and valid")
     fitted = _fit_tagging(
         config.model_copy(update={"training": training}),

@@ -80,10 +80,8 @@ def loads(config: dict[str, Any], servers: dict[str, Server], ranking: Path) -> 
 
 def load(config: dict[str, Any], server: Server, sent: Iterator[bytes], n: int) -> dict[str, Any]:
     """One closed loop, and what the server's processes spent on each of its requests."""
-    begin_s = server.cpu_s
-    found = loops.closed(server.url, sent, n, config["seconds"], config["warmup_seconds"])
-    n_requests = max(1.0, found["throughput_per_s"] * (config["seconds"] + config["warmup_seconds"]))
-    return found | {"server_cpu_us": 1e6 * (server.cpu_s - begin_s) / n_requests}
+    seconds, warmup_s = config["seconds"], config["warmup_seconds"]
+    return loops.closed_and_cost(server.url, sent, n, seconds, warmup_s, lambda: server.cpu_s)
 
 
 def sent_to(url: str, scenario: str, ranking: Path, list_size: int, first: int) -> Iterator[bytes]:

@@ -67,6 +67,5 @@ def _kept(study: Study, url: str) -> Iterator[bytes]:
 
 def _measured(study: Study, server: Server, sent: Iterator[bytes], concurrency: int) -> dict[str, Any]:
     """Measure a closed loop. cpu_us: what the server's processes took for a request, warm-up included."""
-    begin_s = server.cpu_s
-    figures = study.closed(server.url, sent, concurrency)
-    return {**figures, "cpu_us": (server.cpu_s - begin_s) / study.n_answered(figures) * 1e6}
+    seconds, warmup_s = study.config["seconds"], study.config["warmup_seconds"]
+    return loops.closed_and_cost(server.url, sent, concurrency, seconds, warmup_s, lambda: server.cpu_s, "cpu_us")

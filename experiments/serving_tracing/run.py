@@ -91,10 +91,8 @@ def one_set(
 
 def load(config: dict[str, Any], server: Server, sent: Iterator[bytes]) -> Figures:
     """One closed loop, and what the server's process spent on each of its requests."""
-    begin_s = server.cpu_s
-    found = loops.closed(server.url, sent, config["concurrency"], config["seconds"], config["warmup_seconds"])
-    n_requests = found["throughput_per_s"] * (config["seconds"] + config["warmup_seconds"])
-    return found | {"server_cpu_us": 1e6 * (server.cpu_s - begin_s) / n_requests}
+    seconds, warmup_s = config["seconds"], config["warmup_seconds"]
+    return loops.closed_and_cost(server.url, sent, config["concurrency"], seconds, warmup_s, lambda: server.cpu_s)
 
 
 def sent_to(url: str, scenario: str, ranking: Path, list_size: int, first: int) -> Iterator[bytes]:

@@ -5,17 +5,16 @@ python -m experiments.two_trees.run BEFORE BUNDLE [--queries FILE] [--quick]    
 
 from __future__ import annotations
 
-import subprocess
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from itertools import count
 from pathlib import Path
 from typing import Any
 
 from experiments import command, loops
-from experiments.report import Row, print_rows, save
-from experiments.servers import Server, gateway
+from experiments.report import Row, commit_of, print_rows, save
+from experiments.servers import gateway
 from experiments.turns import Figures, in_turns, median_interval, medians, ratios, row, series
 from registry.bundle import Bundle, open_bundle
 from serving.bench import files
@@ -25,6 +24,7 @@ from serving.bench.traffic import post, rank, rank_body, requests, understand_bo
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
 BEFORE, NOW, AGAIN = "before", "now", "now, another process"
+ROUNDS, SECONDS = 31, 0.4
 LIST_SIZE = 100
 LOOP = "loop_us"
 COMPARED = {1: ("p50_ms",), 8: ("throughput_per_s",), 32: ("throughput_per_s", LOOP)}
@@ -40,7 +40,6 @@ def main() -> None:
     parser.add_argument("--queries", type=Path, metavar="FILE", help="a query a line (default: generated ones)")
     options = parser.parse_args()
     bundle = open_bundle(options.bundle)
-    seconds, repetitions = (0.4, 2) if options.quick else (0.4, 31)
     text = of_file(files.lines(options.queries), 0) if options.queries else generated(0)
     trees = {BEFORE: options.before.absolute(), NOW: ROOT, AGAIN: ROOT}
     with tempfile.TemporaryDirectory(prefix="rankyard-trees-") as made, ExitStack() as stack:
@@ -49,24 +48,23 @@ def main() -> None:
             for name, tree in trees.items()
         }
         sent = {name: asked(server.url, bundle, text) for name, server in servers.items()}
-        found = in_turns(
-            {
-                f"{name}, {callers}": lambda name=name, callers=callers: load(
-                    servers[name], sent[name], callers, seconds
+        contestants: dict[str, Callable[[], Figures]] = {}
+        for callers in COMPARED:
+            for name, server in servers.items():
+                contestants[f"{name}, {callers}"] = lambda name=name, server=server, callers=callers: (
+                    loops.closed_and_cost(
+                        server.url, sent[name], callers, SECONDS, SECONDS / 4, lambda: server.loop_cpu_s, LOOP
+                    )
                 )
-                for callers in COMPARED
-                for name in trees
-            },
-            repetitions,
-        )
-    rows = [row_ for callers in COMPARED for row_ in compared(bundle, callers, found)]
+        found = in_turns(contestants, 2 if options.quick else ROUNDS)
+    rows = [one for callers in COMPARED for one in compared(bundle, callers, found)]
     print_rows(rows)
     if not options.quick:
         save(
             HERE / "results" / f"{bundle.manifest.family}.json",
             rows,
             "python -m experiments.two_trees.run BEFORE BUNDLE",
-            before=revision(options.before),
+            before=commit_of(options.before),
             medians=medians(found, (*NAMES, "client_cpu_share")),
         )
 
@@ -84,14 +82,6 @@ def asked(url: str, bundle: Bundle, text: Text) -> Iterator[bytes]:
     return requests(rank(url, body, "columns", model=bundle.manifest.name), count())
 
 
-def load(server: Server, sent: Iterator[bytes], callers: int, seconds: float) -> Figures:
-    """One closed loop, and what the event loop's thread spent on each of its requests."""
-    begin_s, warmup_s = server.loop_cpu_s, seconds / 4
-    found = loops.closed(server.url, sent, callers, seconds, warmup_s)
-    n_requests = found["throughput_per_s"] * (seconds + warmup_s)
-    return found | {LOOP: 1e6 * (server.loop_cpu_s - begin_s) / n_requests}
-
-
 def compared(bundle: Bundle, callers: int, found: dict[str, list[Figures]]) -> list[Row]:
     """Ratios of one round each, with the same ratio of two gateways of one tree: what chance alone does."""
     rows = []
@@ -103,12 +93,6 @@ def compared(bundle: Bundle, callers: int, found: dict[str, list[Figures]]) -> l
             more = {"low": low, "high": high, "served_as": bundle.variant}
             rows.append(row(data, f"{name} to {other}", f"{NAMES[figure]}, ratio", values, **more))
     return rows
-
-
-def revision(checkout: Path) -> str:
-    """The commit that a checkout stands at."""
-    command_ = ["git", "-C", str(checkout), "rev-parse", "--short", "HEAD"]
-    return subprocess.run(command_, check=True, stdout=subprocess.PIPE, text=True).stdout.strip()
 
 
 if __name__ == "__main__":
