@@ -55,10 +55,10 @@ def options(description: str | None) -> argparse.ArgumentParser:
 
 
 def some_texts(file: Path, n: int = 512) -> list[str]:
-    """Up to `n` of a file's texts in random order, the same ones every time; JSON lines with `text` or `tokens`."""
+    """Up to `n` texts of a file of JSON lines (`text`, `title` or `tokens`) in random order, the same ones every time."""
     lines = file.read_text(encoding="utf-8").splitlines()
     rows = map(json.loads, np.random.default_rng(0).permutation(lines)[:n])
-    return [row.get("text") or " ".join(row["tokens"]) for row in rows]
+    return [row.get("text") or row.get("title") or " ".join(row["tokens"]) for row in rows]
 
 
 def demo_shop(workspace: Path) -> Path:

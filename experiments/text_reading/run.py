@@ -13,13 +13,16 @@ from string import ascii_lowercase
 from typing import Any
 
 import numpy as np
+from tokenizers import Tokenizer
 
 from experiments import command
 from experiments.report import Row, print_rows, save
 from experiments.turns import in_turns, medians, ratios, row, series
 from models.batch import collate, split
 from models.intent import IntentModel
+from models.manifest import PairText
 from models.model import TOKENIZER, open_model
+from models.ranking import RankRequest
 from models.session import OnnxSession
 from models.tagging import TaggingModel
 from models.text import open_tokenizer, split_words
@@ -27,6 +30,7 @@ from registry.bundle import Bundle, open_bundle
 
 HERE = Path(__file__).parent
 BATCH_SIZES = (1, 8, 32)
+_QUERY, _LIST = "led christmas lights", 100
 LIBRARY, TABLE = "tokens, by the tokenizer", "tokens, by its table of words"
 NEW = "{}, every word new"
 
@@ -38,8 +42,8 @@ KEY = "us_a_text"
 def main() -> None:
     """Time a text's way into a model and out of it."""
     parser = command.options(__doc__)
-    parser.add_argument("bundle", type=Path, help="an intent or tagging model that reads sub-words")
-    parser.add_argument("texts", type=Path, help="JSON lines with `text` or `tokens`")
+    parser.add_argument("bundle", type=Path, help="an intent or tagging model that reads sub-words, or a cross-encoder")
+    parser.add_argument("texts", type=Path, help="JSON lines with `text`, `tokens` or `title`")
     options = parser.parse_args()
     bundle = open_bundle(options.bundle)
     texts = command.some_texts(options.texts)
@@ -67,9 +71,11 @@ def main() -> None:
 def contestants(bundle: Bundle, texts: Sequence[str]) -> dict[str, Callable[[], None]]:
     """Every way to read all texts once."""
     model = open_model(bundle.path, bundle.manifest)
-    if not isinstance(model, IntentModel | TaggingModel):
-        raise TypeError("the study reads texts, not candidates")
     tokenizer = open_tokenizer(bundle.path / TOKENIZER)
+    if bundle.manifest.pair_text is not None:
+        return pairs(model, tokenizer, bundle.manifest.pair_text, texts)
+    if not isinstance(model, IntentModel | TaggingModel):
+        raise TypeError("the study reads texts, or pairs of them")
     encoded = [model.encode(text) for text in texts]
     session, signature = OnnxSession(bundle.model_file()), bundle.manifest.signature
     outputs = [split(session.run(collate([one], signature)), [one], signature)[0] for one in encoded]
@@ -107,14 +113,40 @@ def contestants(bundle: Bundle, texts: Sequence[str]) -> dict[str, Callable[[], 
     }
 
 
+def pairs(model: Any, tokenizer: Tokenizer, settings: PairText, texts: Sequence[str]) -> dict[str, Callable[[], None]]:
+    """Ways to read a query with every text as a title, by lists."""
+    if not settings.is_apart:
+        tokenizer.enable_truncation(settings.max_tokens, strategy="only_second")
+    lists = [tuple(texts[first : first + _LIST]) for first in range(0, len(texts), _LIST)]
+    asked = [RankRequest(tuple(map(str, range(len(titles)))), _QUERY, titles) for titles in lists]
+
+    def tokenize() -> None:
+        for titles in lists:
+            if settings.is_apart:
+                first = tokenizer.encode(_QUERY).ids
+                _ = [first + found.ids for found in tokenizer.encode_batch(titles)]
+            else:
+                _ = [found.ids for found in tokenizer.encode_batch([(_QUERY, title) for title in titles])]
+
+    def encode() -> None:
+        for request in asked:
+            model.encode(request)
+
+    return {LIBRARY: tokenize, TABLE: encode}
+
+
 def rows_of(found: dict[str, list[dict[str, Any]]], data: str, family: str) -> list[Row]:
     """Rows of what is shipped, against what it took the place of."""
-    alone = series(found["answers, 1 at once"], KEY)
     rows = []
     for kind, what in (("{}", "that came before"), (NEW, "that are all new")):
+        if kind.format(TABLE) not in found:
+            continue
         metric = f"time of tokens from the table, of words {what}, times the tokenizer's"
         values = ratios(series(found[kind.format(TABLE)], KEY), series(found[kind.format(LIBRARY)], KEY))
         rows.append(row(f"{data}, one core", f"{family} model", metric, values))
+    if family == "ranking":
+        return rows
+    alone = series(found["answers, 1 at once"], KEY)
     for size in BATCH_SIZES[1:]:
         metric = f"time to read answers {size} at once, times that of one at a time"
         values = ratios(series(found[f"answers, {size} at once"], KEY), alone)
@@ -123,13 +155,13 @@ def rows_of(found: dict[str, list[dict[str, Any]]], data: str, family: str) -> l
 
 
 def _us_a_text(read: Callable[[], None], n_texts: int, seconds: float) -> dict[str, float]:
-    """By the processor's time, which other programs do not lengthen."""
+    """By the processor's time, which other programs do not lengthen; the library takes several threads for a list."""
     read()
-    n_rounds, begin_s = 0, time.thread_time()
-    while time.thread_time() - begin_s < seconds:
+    n_rounds, begin_s = 0, time.process_time()
+    while time.process_time() - begin_s < seconds:
         read()
         n_rounds += 1
-    return {KEY: 1e6 * (time.thread_time() - begin_s) / (n_rounds * n_texts)}
+    return {KEY: 1e6 * (time.process_time() - begin_s) / (n_rounds * n_texts)}
 
 
 if __name__ == "__main__":
