@@ -55,7 +55,7 @@ def options(description: str | None) -> argparse.ArgumentParser:
 
 
 def some_texts(file: Path, n: int = 512) -> list[str]:
-    """Up to `n` texts of a file of JSON lines (`text`, `title` or `tokens`) in random order, the same ones every time."""
+    """Up to `n` texts of a file in random order, always the same; JSON lines with `text`, `title` or `tokens`."""
     lines = file.read_text(encoding="utf-8").splitlines()
     rows = map(json.loads, np.random.default_rng(0).permutation(lines)[:n])
     return [row.get("text") or row.get("title") or " ".join(row["tokens"]) for row in rows]
