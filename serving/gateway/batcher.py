@@ -116,7 +116,9 @@ class Batcher:
         batch, now = _Batch(flow, [item]), time.monotonic()
         running = self._start(batch, now, now)
         if running.done():
+            item.is_live(time.monotonic())  # nobody has waited for its deadline: an answer behind it is late
             self._ended(batch, running)
+            flow.done(item)
         else:
             item.expect_answer()
             running.add_done_callback(partial(self._ended, batch))

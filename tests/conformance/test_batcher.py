@@ -407,6 +407,21 @@ def test_what_is_alone_and_the_only_one_of_its_request_is_answered_before_it_is_
     asyncio.run(run())
 
 
+def test_what_is_answered_before_it_is_left_and_behind_its_deadline_is_late(intent):
+    class SlowRuntime(AtOnceRuntime):
+        def infer(self, model, inputs, *, timeout_s, lone_s=None):
+            time.sleep(2 * timeout_s)
+            return super().infer(model, inputs, timeout_s=timeout_s, lone_s=lone_s)
+
+    async def run():
+        queue = batcher(SlowRuntime())
+        with pytest.raises(DeadlineError):
+            await queue.submit(intent, text(1), in_s(0.02), is_only=True)
+        await queue.drain(1)
+
+    asyncio.run(run())
+
+
 def test_what_begins_alone_elsewhere_keeps_its_deadline_and_can_be_given_up(intent):
     async def run():
         runtime = EchoRuntime()

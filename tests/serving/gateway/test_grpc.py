@@ -25,9 +25,9 @@ ENDED = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED)
 ROWS = np.array([[20.0, 1.5], [np.nan, 1.3]], np.float32)
 
 
-def features() -> triton.InferInput:
-    tensor = triton.InferInput("features", list(ROWS.shape), "FP32")
-    tensor.set_data_from_numpy(ROWS)
+def features(rows=ROWS) -> triton.InferInput:
+    tensor = triton.InferInput("features", list(rows.shape), "FP32")
+    tensor.set_data_from_numpy(rows)
     return tensor
 
 
@@ -113,10 +113,16 @@ def test_a_call_that_outlasts_the_drain_is_ended(deployment):
 
 
 def test_a_clients_own_timeout_is_the_deadline(deployment):
-    with gateway(deployment, {"grpc_port": 0}) as client, triton.InferenceServerClient(client.grpc) as stock:
-        stock.infer("shop-ltr", [features()])
+    """gRPC counts milliseconds: what is asked takes several."""
+    limits = {"max_candidates": 100_000}
+    many = features(np.repeat(ROWS, 50_000, axis=0))
+    with (
+        gateway(deployment, {"grpc_port": 0, "limits": limits}) as client,
+        triton.InferenceServerClient(client.grpc) as stock,
+    ):
+        assert stock.infer("shop-ltr", [many]).as_numpy("score").shape == (100_000, 1)
         with pytest.raises(InferenceServerException) as late:
-            stock.infer("shop-ltr", [features()], client_timeout=1e-6)
+            stock.infer("shop-ltr", [many], client_timeout=1e-6)
         assert late.value.status() == "StatusCode.DEADLINE_EXCEEDED"
         assert stock.infer("shop-ltr", [features()]).as_numpy("score").shape == (2, 1)
 
