@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterable, Iterator
 from functools import wraps
 from pathlib import Path
 from types import TracebackType
@@ -107,8 +107,10 @@ class _Awaiting:
 
     async def send(self, url: str, step: Send) -> Received | RankyardError:
         try:
-            return _received(await self._pool.request(**_request(url, step)))
-        except _FAILED as error:
+            async with asyncio.timeout(step.timeout_s):  # the pool's own begins anew with every read
+                response = await self._pool.request(**_request(url, step))
+            return _received(response, response.content)
+        except (TimeoutError, *_FAILED) as error:
             return _translated(error, url)
 
     async def pause(self, seconds: float) -> None:
@@ -126,8 +128,10 @@ class _Waiting:
 
     async def send(self, url: str, step: Send) -> Received | RankyardError:
         try:
-            return _received(self._pool.request(**_request(url, step)))
-        except _FAILED as error:
+            deadline_s = time.monotonic() + step.timeout_s
+            with self._pool.stream(**_request(url, step)) as response:
+                return _received(response, b"".join(_until(deadline_s, response.iter_stream())))
+        except (TimeoutError, *_FAILED) as error:
             return _translated(error, url)
 
     async def pause(self, seconds: float) -> None:
@@ -157,13 +161,21 @@ def _request(url: str, step: Send) -> dict[str, Any]:
     }
 
 
-def _received(response: httpcore.Response) -> Received:
+def _until(deadline_s: float, parts: Iterable[bytes]) -> Iterator[bytes]:
+    """A body's parts as they come; TimeoutError for one behind the deadline: the pool's own begins anew with each."""
+    for part in parts:
+        if time.monotonic() >= deadline_s:
+            raise TimeoutError
+        yield part
+
+
+def _received(response: httpcore.Response, content: bytes) -> Received:
     headers = {name.decode("ascii").lower(): value.decode("latin-1") for name, value in response.headers}
-    return Received(response.status, headers, response.content)
+    return Received(response.status, headers, content)
 
 
 def _translated(error: Exception, url: str) -> RankyardError:
-    if isinstance(error, httpcore.TimeoutException):
+    if isinstance(error, TimeoutError | httpcore.TimeoutException):
         return DeadlineError(f"{url} must answer before the call's deadline, it did not; allow more time or send less")
     reason = f"{error}" or type(error).__name__
     if "CERTIFICATE_VERIFY_FAILED" in reason:

@@ -23,8 +23,8 @@ from serving.gateway.config import CacheConfig
 from serving.gateway.errors import EXPIRED
 from serving.gateway.telemetry import Telemetry
 
-_ENTRY_BYTES = 120
-"""What an entry takes in the dictionary itself, measured with tracemalloc."""
+_ENTRY_BYTES = 220
+"""What an entry takes in the dictionary itself, with its size, measured with tracemalloc."""
 
 _decoder = msgspec.json.Decoder(Understanding)
 _encode = msgspec.json.Encoder().encode
@@ -51,7 +51,7 @@ class LocalAnswers:
 
     def __init__(self, max_bytes: int) -> None:
         self._max_bytes = max_bytes
-        self._answers: OrderedDict[str, Understanding] = OrderedDict()
+        self._answers: OrderedDict[str, tuple[Understanding, int]] = OrderedDict()
         self.n_bytes = 0
 
     def __len__(self) -> int:
@@ -59,23 +59,21 @@ class LocalAnswers:
 
     def get(self, text: str) -> Understanding | None:
         """Give the answer to `text`."""
-        answer = self._answers.get(text)
-        if answer is not None:
-            self._answers.move_to_end(text)
-        return answer
+        found = self._answers.get(text)
+        if found is None:
+            return None
+        self._answers.move_to_end(text)
+        return found[0]
 
     def put(self, text: str, answer: Understanding) -> None:
         """Keep the answer to `text`, until others need its place."""
-        self._drop(text)
-        self._answers[text] = answer
-        self.n_bytes += _size(answer)
+        _, freed = self._answers.pop(text, (None, 0))
+        n_bytes = _size(answer)
+        self._answers[text] = answer, n_bytes
+        self.n_bytes += n_bytes - freed
         while self.n_bytes > self._max_bytes:
-            self._drop(next(iter(self._answers)))
-
-    def _drop(self, text: str) -> None:
-        answer = self._answers.pop(text, None)
-        if answer is not None:
-            self.n_bytes -= _size(answer)
+            _, (_, freed) = self._answers.popitem(last=False)
+            self.n_bytes -= freed
 
 
 class Flight:
@@ -133,6 +131,7 @@ class AnswerCache:
 
         Where the one who asks fails or gives up, the next who waits asks anew. DeadlineError at one's own deadline.
         """
+        has_joined = False
         while True:
             kept = self.kept(text)
             if kept is not None:
@@ -140,7 +139,9 @@ class AnswerCache:
             flight = self._flights.get(text)
             if flight is None:
                 return await self._lead(text, ask)
-            self._telemetry.cache_joined.inc()
+            if not has_joined:
+                has_joined = True
+                self._telemetry.cache_joined.inc()
             found = await _wait(flight.found, deadline_s)
             if found is not None:
                 return found
@@ -173,8 +174,8 @@ class AnswerCache:
             return None
         try:
             found = _decoder.decode(answer)
-        except msgspec.MsgspecError:
-            return None  # written by another version of this program
+        except (msgspec.MsgspecError, UnicodeDecodeError):
+            return None  # written by another version of this program, or by another one
         self._telemetry.cache_shared_hits.inc()
         self._local.put(text, found)
         return found
@@ -222,10 +223,14 @@ async def _wait(flight: asyncio.Future[Understanding | None], deadline_s: float)
 def _size(answer: Understanding) -> int:
     """Bytes of an answer and its entry; the names of labels, tags and models belong to the models."""
     owned: list[object] = [answer, answer.query, answer.entities]
+    texts = [answer.query]
     for entity in answer.entities:
         owned += (entity, entity.text, entity.start, entity.end, entity.confidence)
+        texts.append(entity.text)
     if answer.intent is not None:
         owned += (answer.intent, answer.intent.confidence, answer.intent.alternatives, answer.intent.labels)
         for other in (*answer.intent.alternatives, *answer.intent.labels):
             owned += (other, other.confidence)
-    return sum(map(getsizeof, owned)) + _ENTRY_BYTES
+    # A text that is not ASCII keeps its UTF-8 with it once it has been sent.
+    n_utf8 = sum([len(text.encode("utf-8", "surrogatepass")) + 1 for text in texts if not text.isascii()])
+    return sum(map(getsizeof, owned)) + n_utf8 + _ENTRY_BYTES

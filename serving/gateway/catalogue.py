@@ -15,6 +15,7 @@ import logging
 import os
 import threading
 import time
+import zlib
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -53,8 +54,8 @@ def read(file: Path) -> Catalogue:
     """Read `.jsonl` (or `.jsonl.gz`) with a `title` a line; ConfigError names the first line that has none."""
     try:
         content = file.read_bytes()
-        lines = (gzip.decompress(content) if file.suffix == ".gz" else content).decode().splitlines()
-    except (OSError, EOFError, UnicodeDecodeError) as error:
+        lines = (gzip.decompress(content) if file.suffix == ".gz" else content).decode().split("\n")
+    except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
         raise ConfigError(
             f"catalogue.file must be a readable file of JSON lines, got {file} ({error}); correct it",
             field="catalogue.file",
@@ -64,7 +65,7 @@ def read(file: Path) -> Catalogue:
         if not line.strip():
             continue
         product = None
-        with suppress(ValueError):
+        with suppress(ValueError, RecursionError):
             product = json.loads(line)
         title = product.get("title") if isinstance(product, dict) else None
         if not isinstance(title, str) or not _is_whole(title):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import zlib
 
 from models.errors import TooLargeError
@@ -9,6 +10,7 @@ from serving.gateway.errors import MalformedEncodingError, MediaError, quoted
 
 _WINDOW_BITS = {b"gzip": 31, b"x-gzip": 31, b"deflate": 15}
 """zlib's `wbits`, which also says in what form."""
+_REFUSED = re.compile(rb"\s*q\s*=\s*0(\.0*)?\s*")
 _LEVEL = 1
 _LEAST_BYTES = 1024
 """A shorter answer is not worth its compression."""
@@ -51,7 +53,7 @@ def encoded(body: bytes, accepted: bytes) -> tuple[bytes, bytes | None]:
     for part in accepted.lower().split(b","):
         name, _, quality = part.strip().partition(b";")
         name = name.strip()
-        if name in (b"gzip", b"deflate") and quality.replace(b" ", b"") not in (b"q=0", b"q=0.0"):
+        if name in (b"gzip", b"deflate") and not _REFUSED.fullmatch(quality):
             writer = zlib.compressobj(_LEVEL, wbits=_WINDOW_BITS[name])
             return writer.compress(body) + writer.flush(), name
     return body, None

@@ -9,8 +9,10 @@ import asyncio
 import math
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +21,8 @@ from models.answers import Contributions
 from models.errors import DeadlineError
 from models.shap import Explainer
 from serving.runtime.protocol import ServedModel
+
+T = TypeVar("T")
 
 _ROWS_A_TURN = 16
 """Candidates explained between two looks at the clock, about 20 ms."""
@@ -32,31 +36,38 @@ class Explainers:
         self._opened: dict[str, Explainer] = {}
         self._lock = threading.Lock()
 
-    async def check(self, served: ServedModel) -> None:
-        """Refuse a model whose scores cannot be explained; InputError."""
+    async def check(self, served: ServedModel, deadline_s: float) -> None:
+        """Refuse a model whose scores cannot be explained; InputError, DeadlineError at the deadline."""
         if served.bundle.digest not in self._opened:
-            await asyncio.get_running_loop().run_in_executor(self._threads, self._open, served)
+            await self._run(
+                deadline_s,
+                f"{served.ref} must be opened before the deadline to be explained, it was not",
+                partial(self._open, served),
+            )
 
     async def contributions(
         self, served: ServedModel, ids: Sequence[str], features_KF: NDArray[np.float32], deadline_s: float
     ) -> Contributions:
         """What each feature added to each candidate's score; DeadlineError at the deadline, InputError as `check`."""
-        await self.check(served)
+        await self.check(served, deadline_s)
         explainer = self._opened[served.bundle.digest]
         names = served.bundle.manifest.features or ()
-        loop = asyncio.get_running_loop()
         candidates: dict[str, dict[str, float]] = {}
         for first in range(0, len(ids), _ROWS_A_TURN):
-            if time.monotonic() >= deadline_s:
-                raise DeadlineError(
-                    f"{len(ids)} candidates must be explained before the deadline, {first} were; allow more time with "
-                    "x-deadline-ms, or ask with a smaller top_k"
-                )
             block = slice(first, first + _ROWS_A_TURN)
-            parts_KF = await loop.run_in_executor(self._threads, explainer.contributions, features_KF[block])
+            rule = f"{len(ids)} candidates must be explained before the deadline, {first} were"
+            parts_KF = await self._run(deadline_s, rule, partial(explainer.contributions, features_KF[block]))
             for identity, parts_F in zip(ids[block], parts_KF.tolist(), strict=True):
                 candidates[identity] = dict(zip(names, parts_F, strict=True))
         return Contributions(explainer.base, candidates)
+
+    async def _run(self, deadline_s: float, rule: str, work: Callable[[], T]) -> T:
+        """Work on a free thread; DeadlineError at the deadline, though what has begun goes on to its end."""
+        try:
+            async with asyncio.timeout(max(0.0, deadline_s - time.monotonic())):
+                return await asyncio.get_running_loop().run_in_executor(self._threads, work)
+        except TimeoutError as error:
+            raise DeadlineError(f"{rule}; allow more time with x-deadline-ms, or ask with a smaller top_k") from error
 
     def _open(self, served: ServedModel) -> None:
         with self._lock:

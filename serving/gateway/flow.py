@@ -225,6 +225,8 @@ class Flow:
         if not item.is_taken:
             self.series.dropped(item)
             self._take(item)
+            if len(self._items) > 2 * self.n_waiting:
+                self._forget_taken()
 
     def _take(self, item: Item) -> None:
         item.is_taken = True
@@ -251,8 +253,11 @@ class Flow:
         batch = list(self._joined(reach, size, begins_s)) if reach else []
         for item in batch:
             self._take(item)
-        self._items = [item for item in self._items if not item.is_taken]
+        self._forget_taken()
         return batch
+
+    def _forget_taken(self) -> None:
+        self._items = [item for item in self._items if not item.is_taken]
 
     def _live(self, now_s: float) -> Iterator[Item]:
         for item in self._items:

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
-from models.errors import NotFoundError, RankyardError, UnavailableError
+from models.errors import BundleError, NotFoundError, RankyardError, UnavailableError
 from registry import deployment
 from registry.deployment import Pointer
 from serving.gateway.app import App
@@ -148,13 +148,15 @@ class Following:
     async def _follow(self) -> bool:
         """Serve what is chosen now; False where that is to be tried again although no pointer moves.
 
-        A Triton server that is away, or has not been given the new version yet, is asked until it has it.
+        A Triton server that is away, or has not been given the new version yet, is asked until it has it; a bundle
+        that is not whole may be on its way.
         """
         serving = self._app.dataplane
         try:
             roles = await asyncio.to_thread(choose, self._config, self._directory)
             if serving is not None and _identity(roles) == _identity(serving.roles):
                 self._telemetry.following_refused.set(0)
+                self._refused = ""
                 return True
             opened = await self._open(roles)
         except RankyardError as error:
@@ -162,7 +164,7 @@ class Following:
                 _log.error("still serving %s: %s", _names(serving), error.message)
             self._refused = error.message
             self._telemetry.following_refused.set(1)
-            return not isinstance(error, UnavailableError | NotFoundError)
+            return not isinstance(error, UnavailableError | NotFoundError | BundleError)
         except Exception:
             _log.exception("still serving %s: the new choice could not be opened", _names(serving))
             self._telemetry.following_refused.set(1)

@@ -147,10 +147,12 @@ class RequestParser:
         """
         request, self.reading, self.has_head, self._is_upgrading = self.reading, None, False, False
         assert request is not None
-        lines = [b"%b %b HTTP/1.1" % (request.method.encode(), self._target)]
+        version = self._http.get_http_version().encode()
+        lines = [b"%b %b HTTP/%b" % (request.method.encode(), self._target, version)]
         lines += [b"%b: %b" % field for field in request.headers.items() if field[0] not in (b"upgrade", b"connection")]
         if not self._http.should_keep_alive():
             lines.append(b"connection: close")
+            self._http = httptools.HttpRequestParser(self)  # that one is done with the connection
         return b"\r\n".join([*lines, b"", b""])
 
     def on_message_begin(self) -> None:

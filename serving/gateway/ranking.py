@@ -112,7 +112,7 @@ class Rank:
         """
         first, _ = self._first
         if explain is True:
-            await self._expect_explained()
+            await self._expect_explained(deadline_s)
         if not request.ids:
             self._models[first.ref].expect_known(self._for_model(first.ref, request))
             return Ranking((), tuple(served.ref for served, _ in self._phases), ())
@@ -137,14 +137,14 @@ class Rank:
                 if order is None:
                     raise
                 series.degraded.inc()
-                reasons.append(f"{served.ref} was skipped: {_why(error, config)}")
+                reasons.append(f"{served.ref} was skipped: {_why(error, config, deadline_s)}")
             else:
                 order = _Order(_placed(ranking, found.scored, order, n_in), asked.ids, found.encoded)
                 if found.failure is not None:
                     series.degraded.inc()
                     reasons.append(
                         f"{served.ref} scored {len(ranking)} of {n_in} candidates, the others keep their places: "
-                        f"{_why(found.failure, config)}"
+                        f"{_why(found.failure, config, deadline_s)}"
                     )
                 ids = [one.id for one in order.ranked]
                 ms = (time.perf_counter() - started) * 1e3
@@ -229,7 +229,7 @@ class Rank:
         others = self._others[ref]
         return request.without(others) if others else request
 
-    async def _expect_explained(self) -> None:
+    async def _expect_explained(self, deadline_s: float) -> None:
         served, config = self._phases[-1]
         if config.fuse is not None:
             raise InputError(
@@ -237,16 +237,19 @@ class Rank:
                 "leave explain out",
                 field="explain",
             )
-        await self._explainers.check(served)
+        await self._explainers.check(served, deadline_s)
 
     async def _explained(self, answer: Ranking, order: _Order, explain: Explain, deadline_s: float) -> Ranking:
-        """Add what the model of the order that stands read of the answered candidates, and what each value added."""
+        """Add what the model of the order that stands read of the answered candidates, and what each value added.
+
+        Contributions are the last phase's: where it was skipped there are none, and the reason is told already.
+        """
         served = next(served for served, _ in self._phases if served.ref == answer.phases[-1].model)
         rows = {identity: row for row, identity in enumerate(order.ids)}
         ids = [one.id for one in answer.ranking]
         arrays = {name: array[[rows[identity] for identity in ids]] for name, array in order.encoded.arrays.items()}
         answer = replace(answer, explanations=explain_values(ids, self._names[served.ref], arrays))
-        if explain != "values":
+        if explain != "values" and len(answer.phases) == len(self._phases):
             features_KF = np.asarray(arrays["features"], np.float32)
             found = await self._explainers.contributions(served, ids, features_KF, deadline_s)
             answer = replace(answer, contributions=found)
@@ -307,7 +310,13 @@ def _joined(
 
 
 def _scores(answer: Outputs) -> NDArray[np.float64]:
-    return np.asarray(answer["score"], dtype=np.float64).reshape(-1)
+    scores_D = np.asarray(answer["score"], dtype=np.float64).reshape(-1)
+    if not np.isfinite(scores_D).all():
+        raise InputError(
+            "every score must be finite, some are not: a feature is beyond what its model can reckon with; correct it, "
+            "or send null for missing"
+        )
+    return scores_D
 
 
 def _placed(
@@ -333,9 +342,9 @@ def _fused(ids: Sequence[str], scored: Mapping[int, Mapping[str, float]], fuse: 
     return ranked(ids, fused_D)
 
 
-def _why(error: RankyardError, config: PhaseConfig) -> str:
+def _why(error: RankyardError, config: PhaseConfig, deadline_s: float) -> str:
     """Say why a phase has not scored everything; its own budget is nothing that a caller could change."""
-    if config.budget_ms is not None and isinstance(error, DeadlineError):
+    if config.budget_ms is not None and isinstance(error, DeadlineError) and time.monotonic() < deadline_s:
         return f"its budget of {config.budget_ms:g} ms was over"
     return error.message
 

@@ -34,23 +34,33 @@ class Breaker:
         self._ref = ref
         self._prove = prove
         self._n_failures = 0
-        self._unanswered_since_s: float | None = None
+        self._n_asked = 0
+        self._asked_s = 0.0
+        self._silent_s = 0.0
+        """How long somebody has waited for an answer since the last one."""
         self._wait_s = _TRIAL_EVERY_S
         self._trial: asyncio.Task[None] | None = None
 
     def asked(self) -> None:
         """Note that a batch has been sent."""
-        if self._unanswered_since_s is None:
-            self._unanswered_since_s = time.monotonic()
+        if not self._n_asked:
+            self._asked_s = time.monotonic()
+        self._n_asked += 1
+
+    def ended(self) -> None:
+        """Note that nobody waits for a batch any more, before what has become of it."""
+        now = time.monotonic()
+        self._silent_s += now - self._asked_s
+        self._asked_s = now
+        self._n_asked -= 1
 
     def answered(self) -> None:
         """Note a right answer: all is well."""
-        self._n_failures, self._unanswered_since_s, self._wait_s = 0, None, _TRIAL_EVERY_S
+        self._n_failures, self._silent_s, self._wait_s = 0, 0.0, _TRIAL_EVERY_S
 
     def missed(self) -> None:
         """Note that a batch could not wait any longer; a short deadline alone says nothing about the server."""
-        since_s = self._unanswered_since_s
-        if since_s is not None and time.monotonic() - since_s >= _SILENT_S:
+        if self._silent_s >= _SILENT_S:
             self.failed("it answers nothing in time")
 
     def failed(self, why: str) -> None:
@@ -80,6 +90,6 @@ class Breaker:
                 await self._prove()
             except RankyardError:
                 continue
-            self.is_open, self._n_failures, self._unanswered_since_s = False, _MOST_FAILURES - 1, None
+            self.is_open, self._n_failures, self._silent_s = False, _MOST_FAILURES - 1, 0.0
             self._wait_s = min(2 * self._wait_s, _TRIAL_MOST_S)
             _log.warning("answering %s over Triton again", self._ref)

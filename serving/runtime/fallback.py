@@ -119,6 +119,7 @@ class FallbackRuntime:
         """Judge the first by what it made of a batch; what both fail on is the batch's own fault."""
         first, *others = asked
         error = first.exception() if first.done() else None
+        breaker.ended()
         if not first.done() or isinstance(error, DeadlineError):
             breaker.missed()
         elif error is None:

@@ -109,12 +109,13 @@ def write(repository: Path, name: str, version: str, bundle: Bundle, settings: T
     directory = repository / name
     path = directory / version
     try:
+        previous = directory / CONFIG
+        previous_config = previous.read_text(encoding="utf-8") if previous.exists() else None
+        config = config_pbtxt(name, version, bundle, settings, previous_config)
         directory.mkdir(parents=True, exist_ok=True)
         is_new = _place(path, bundle.model_file(settings.variant))
         warmup.write(directory, version, bundle)
-        previous = directory / CONFIG
-        previous_config = previous.read_text(encoding="utf-8") if previous.exists() else None
-        replace(previous, config_pbtxt(name, version, bundle, settings, previous_config))
+        replace(previous, config)
     except OSError as error:
         raise WorkspaceError(
             f"a model repository must be a directory that can be written, got {repository} ({error.strerror}); "

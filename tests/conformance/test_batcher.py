@@ -5,6 +5,7 @@ import contextlib
 import gc
 import random
 import time
+import weakref
 from collections.abc import Callable
 
 import numpy as np
@@ -417,6 +418,26 @@ def test_what_is_answered_before_it_is_left_and_behind_its_deadline_is_late(inte
         queue = batcher(SlowRuntime())
         with pytest.raises(DeadlineError):
             await queue.submit(intent, text(1), in_s(0.02), is_only=True)
+        await queue.drain(1)
+
+    asyncio.run(run())
+
+
+def test_what_has_expired_is_not_kept_until_something_else_comes(intent):
+    async def run():
+        runtime = EchoRuntime()
+        queue = batcher(runtime)
+        busy = [queue.submit(intent, text(1), in_s(60)) for _ in range(2)]
+        await settle()
+        late = [text(number) for number in range(10)]
+        kept = [weakref.ref(one.arrays["ngram_ids"]) for one in late]
+        await asyncio.gather(*[queue.submit(intent, one, in_s(0.01)) for one in late], return_exceptions=True)
+        late.clear()
+        await settle()
+        gc.collect()
+        assert [one() for one in kept] == [None] * 10
+        runtime.gate.set()
+        await asyncio.gather(*busy)
         await queue.drain(1)
 
     asyncio.run(run())

@@ -70,6 +70,11 @@ class Scripted:
                 if part == "hang":
                     self._is_over.wait()
                     return
+                if part == "drip":
+                    connection.sendall(b"HTTP/1.1 200 X\r\ncontent-length: 1000\r\n\r\n")
+                    while not self._is_over.wait(0.02):
+                        connection.sendall(b" ")
+                    return
                 status, headers, body = part
                 content = json.dumps(body).encode() if isinstance(body, dict) else body
                 head = "".join(f"{name}: {value}\r\n" for name, value in headers.items())
@@ -239,13 +244,14 @@ def test_retries_of_all_calls_stay_within_their_budget():
         assert 20 + 3 + 1 <= len(server.requests) <= 20 + 3 + 2
 
 
+@pytest.mark.parametrize("fault", ["hang", "drip"])
 @pytest.mark.parametrize("is_async", [False, True])
-def test_a_silent_gateway_costs_no_more_than_the_deadline(is_async):
+def test_a_silent_gateway_costs_no_more_than_the_deadline(is_async, fault):
     async def ask(address: str) -> None:
         async with AsyncClient(address) as client:
             await client.understand("a", deadline_ms=1_000)
 
-    with scripted("hang") as server, patient(server.url) as client:
+    with scripted(fault) as server, patient(server.url) as client:
         begin = time.monotonic()
         with pytest.raises(DeadlineError):
             asyncio.run(ask(server.url)) if is_async else client.understand("a", deadline_ms=1_000)

@@ -11,6 +11,7 @@ import pytest
 
 from models.answers import Alternative, Entity, Intent, Understanding
 from models.errors import DeadlineError, InputError
+from serving.gateway import wire
 from serving.gateway.cache import AnswerCache, LocalAnswers
 from serving.gateway.config import CacheConfig
 from serving.gateway.telemetry import Telemetry
@@ -129,21 +130,49 @@ def test_of_a_full_cache_what_was_not_asked_for_the_longest_time_goes():
     assert answers.n_bytes <= 3 * one.n_bytes
 
 
+def test_what_others_wrote_under_a_key_is_asked_anew():
+    class Foreign:
+        async def get(self, _key):
+            return b'{"query": "\xff"}'
+
+        def put(self, key, answer):
+            pass
+
+    model = Model()
+    answer = asyncio.run(cache(Foreign()).answer("red", model.ask("red"), soon()))
+    assert (answer, model.asked) == (understanding("red"), ["red"])
+
+
+def test_who_joins_is_counted_once_however_often_the_one_before_fails():
+    async def fail(_flight):
+        await asyncio.sleep(0.001)
+        raise InputError("no")
+
+    async def scenario():
+        answers = cache()
+        asked = [answers.answer("red", fail, soon()) for _ in range(5)]
+        assert {type(found) for found in await asyncio.gather(*asked, return_exceptions=True)} == {InputError}
+        return answers._telemetry.cache_joined._value.get()
+
+    assert asyncio.run(scenario()) == 4
+
+
 def test_a_cache_takes_the_memory_that_it_says():
     def fresh(number):
         intent = Intent(
             "buy", number / 7, True, tuple(Alternative("return", number / (9 + place)) for place in range(4))
         )
-        text = f"query number {number} ü"
+        text = f"query number {number} ü" + "ж" * (number % 50)
         return Understanding(text, intent, (Entity("colour", text[:9], 0, 300 + number, number / 3),), models)
 
     models = {"intent": "shop/3"}
     tracemalloc.start()
     before, _ = tracemalloc.get_traced_memory()
     answers = LocalAnswers(3_000_000)
-    for number in range(5_000):
+    for number in range(20_000):
         one = fresh(number)
         answers.put(one.query, one)
+        wire.encode(one)  # strings keep their UTF-8 from here on
     del one
     after, _ = tracemalloc.get_traced_memory()
     tracemalloc.stop()

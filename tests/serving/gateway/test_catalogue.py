@@ -4,6 +4,7 @@ import gzip
 import hashlib
 import json
 
+import numpy as np
 import pytest
 
 from models.errors import ConfigError
@@ -163,7 +164,30 @@ def test_equal_titles_count_once_and_gz_is_read(tmp_path):
     assert read(file).titles == ("red", "blue")
 
 
-@pytest.mark.parametrize("line", ["{", "3", '{"title": 3}', '{"title": "\\ud800"}', '{"id": 1}'])
+def test_a_gz_that_is_none_is_a_sentence(tmp_path):
+    packed = bytearray(gzip.compress(b'{"title": "red"}' * 20))
+    packed[12:16] = b"\xff" * 4
+    (tmp_path / "p.jsonl.gz").write_bytes(packed)
+    with pytest.raises(ConfigError, match="must be a readable file of JSON lines"):
+        read(tmp_path / "p.jsonl.gz")
+
+
+def test_lines_end_where_json_lines_do(tmp_path):
+    (tmp_path / "p.jsonl").write_bytes('{"title": "red\u2028shoes"}\r\n{"title": "\x85"}'.encode())
+    assert read(tmp_path / "p.jsonl").titles == ("red\u2028shoes", "\x85")
+
+
+def test_vectors_with_any_byte_of_theirs_changed_are_read_or_computed_again(tmp_path):
+    vectors.save(tmp_path, "e", "v", np.ones((2, 3), np.float32))
+    (file,) = tmp_path.glob("*.npz")
+    content = file.read_bytes()
+    for place in range(len(content)):
+        file.write_bytes(content[:place] + bytes([content[place] ^ 0xFF]) + content[place + 1 :])
+        found = vectors.load(tmp_path, "e", "v")
+        assert found is None or found.dtype == np.float32
+
+
+@pytest.mark.parametrize("line", ["[" * 100_000, "{", "3", '{"title": 3}', '{"title": "\\ud800"}', '{"id": 1}'])
 def test_the_first_line_without_a_title_is_named(tmp_path, line):
     (tmp_path / "p.jsonl").write_text(f'{{"title": "a"}}\n{line}\n')
     with pytest.raises(ConfigError, match=r"p\.jsonl:2 has") as refused:

@@ -86,6 +86,12 @@ def test_a_column_sent_twice_is_refused(n, text):
             Reader(limits, ["price", "stock"]).read(twice.encode())
 
 
+def test_a_column_sent_twice_beside_a_bracket_in_disguise_is_refused():
+    twice = rb'{"candidates": {"ids": ["\u005b"], "features": {"price": [1], "price": [2]}}}'
+    with pytest.raises(InputError, match="must have a name once, got 'price' twice"):
+        Reader(LIMITS, ["price"]).read(twice)
+
+
 @settings(deadline=None)
 @given(st.lists(st.one_of(st.just("NaN"), st.floats(-9, 9).map(repr), st.text(alphabet='aN"\\[ ').map(json.dumps))))
 def test_nan_is_null_but_within_a_text(values):

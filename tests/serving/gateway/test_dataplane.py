@@ -15,7 +15,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from models.batch import Encoded
-from models.errors import ConfigError, DeadlineError, NotFoundError, OverloadedError, RankyardError, UnavailableError
+from models.errors import (
+    ConfigError,
+    DeadlineError,
+    InputError,
+    NotFoundError,
+    OverloadedError,
+    RankyardError,
+    UnavailableError,
+)
 from models.intent import IntentModel
 from models.ranking import RankRequest
 from registry.deployment import Published, publish
@@ -294,6 +302,29 @@ def test_a_later_phase_that_overruns_its_budget_is_skipped_in_time(bundles):
     assert answer.degraded is True
     assert answer.reason == "dear/1 was skipped: its budget of 50 ms was over"
     assert seconds < 10  # of the 20 that the request has
+
+
+def test_where_the_callers_own_deadline_came_first_the_budget_is_not_blamed(bundles):
+    async def fault(ref: str) -> None:
+        if ref == "dear/1":
+            await asyncio.Event().wait()
+
+    async def question(plane: Dataplane):
+        return await plane.rank(request(a=1, b=2), deadline_s=time.monotonic() + 0.1)
+
+    answer = ask(*two_phases(bundles, budget_ms=10_000), question, FaultyRuntime(fault))
+    assert answer.reason.startswith("dear/1 was skipped: the deadline must not pass")
+
+
+def test_a_score_that_is_not_finite_is_an_error(bundles):
+    most = float(np.finfo(np.float32).max)
+    features = {name: np.array([1, sign * most], np.float32) for name, sign in (("price", -1), ("popularity", 1))}
+    with pytest.raises(InputError, match="every score must be finite"):
+        ask(
+            config(),
+            only(ServedModel("a", "1", bundles["ranking"])),
+            lambda plane: plane.rank(RankRequest(("a", "b"), features=features)),
+        )
 
 
 def test_a_long_list_of_pairs_is_scored_in_blocks_of_like_length(bundles):

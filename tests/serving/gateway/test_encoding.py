@@ -55,6 +55,8 @@ def test_a_bomb_costs_no_more_memory_than_the_limit():
         (b"deflate", b"deflate"),
         (b"br;q=1.0, GZip;q=0.8", b"gzip"),
         (b"gzip; q=0, deflate", b"deflate"),
+        (b"gzip;q=0.000, deflate ; Q=0.0", None),
+        (b"gzip;q=0.001", b"gzip"),
         (b"", None),
         (b"identity, br", None),
     ],

@@ -1,6 +1,8 @@
 """Contributions behind several phases, within a deadline."""
 
 import asyncio
+import threading
+import time
 from types import SimpleNamespace
 
 import numpy as np
@@ -68,6 +70,28 @@ def test_an_order_that_is_not_by_trees_alone_has_no_contributions_but_values(mod
     assert set(answer.explanations) == set(REQUEST.ids)
 
 
+def test_where_the_last_phase_was_skipped_there_are_values_and_no_contributions(models):
+    answer = ask(models, ["linear", "trees"], lambda plane: plane.rank(REQUEST, explain=True), budget_ms=0.0001)
+    assert answer.degraded
+    assert [phase.model for phase in answer.phases] == ["linear/1"]
+    assert answer.contributions is None
+    assert set(answer.explanations) == set(REQUEST.ids)
+
+
+def test_explaining_waits_for_a_thread_until_the_deadline(models):
+    async def beside_others(plane: Dataplane):
+        threads, is_over = plane._rank._encoders.threads, threading.Event()
+        for _ in range(2):
+            threads.submit(is_over.wait, 60)
+        try:
+            await plane._rank._explainers.check(models["trees"], time.monotonic() + 0.02)
+        finally:
+            is_over.set()
+
+    with pytest.raises(DeadlineError, match="trees/1 must be opened before the deadline"):
+        ask(models, ["trees"], beside_others)
+
+
 def test_explaining_ends_at_the_deadline(models, monkeypatch):
     monkeypatch.setattr(explain, "_ROWS_A_TURN", 2)
     features, now_s = rows(6, 9), [1000.0]
@@ -75,16 +99,16 @@ def test_explaining_ends_at_the_deadline(models, monkeypatch):
 
     async def slowly(plane: Dataplane):
         explainers = explain.Explainers(plane._rank._encoders.threads)
-        await explainers.check(models["trees"])
+        await explainers.check(models["trees"], 1001.0)
         found = explainers._opened[models["trees"].bundle.digest]
         plain = found.contributions
 
-        def takes_50_ms(block):
-            now_s[0] += 0.05
+        def takes_50_s(block):
+            now_s[0] += 50
             return plain(block)
 
-        found.contributions = takes_50_ms
-        await explainers.contributions(models["trees"], REQUEST.ids, features, 1000.07)
+        found.contributions = takes_50_s
+        await explainers.contributions(models["trees"], REQUEST.ids, features, 1070.0)
 
     with pytest.raises(DeadlineError, match="6 candidates must be explained before the deadline, 4 were"):
         ask(models, ["trees"], slowly)

@@ -155,6 +155,23 @@ def with_other_golden_rows(sealed, bundles):
         return bundle.seal(draft, sealed.manifest, bundles)
 
 
+def test_a_bundle_that_comes_behind_its_pointer_is_served_once_it_is_whole(deployed, tmp_path):
+    directory, promote = deployed
+    sealed = tiny_bundle(tmp_path / "bundles", "intent", name="new")
+    with gateway(directory, {"follow_s": 0.02}, says="still serving shop-query/1: ") as client:
+        promote(2, sealed)
+        wait_for(client, "shop-query/2")
+        pointer = (directory / "aliases" / "shop-query.json").read_bytes()
+        promote(1, tiny_bundle(tmp_path / "bundles", "intent"))
+        wait_for(client, "shop-query/1")
+        model = directory / "bundles" / sealed.digest / "manifest.json"
+        model.rename(tmp_path / "on its way")
+        (directory / "aliases" / "shop-query.json").write_bytes(pointer)
+        wait_until_refused(client)
+        (tmp_path / "on its way").rename(model)
+        wait_for(client, "shop-query/2")
+
+
 def test_a_gateway_that_does_not_follow_serves_what_it_began_with(deployed, tmp_path):
     directory, promote = deployed
     with gateway(directory, {"follow_s": None}) as client:

@@ -177,6 +177,16 @@ def test_a_wish_for_another_protocol_is_not_taken_up_and_costs_no_body(served):
     ]
 
 
+@pytest.mark.parametrize("version", ["1.0", "1.1"])
+def test_a_wish_for_another_protocol_on_a_connection_that_ends_is_answered(served, version):
+    wishes = ("connection: Upgrade, close", "upgrade: h2c")
+    with served.connect() as caller:
+        caller.sendall(post("/last", b"ab", *wishes).replace(b"HTTP/1.1", f"HTTP/{version}".encode()))
+        head, _, body = rest(caller).partition(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 200")
+    assert json.loads(body)["body"] == "ab"
+
+
 def test_a_caller_that_hangs_up_takes_its_request_with_it(served):
     application = served.application
     with served.connect() as caller:

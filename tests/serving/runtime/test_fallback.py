@@ -151,6 +151,22 @@ def test_a_moment_of_silence_is_no_reason_to_leave_the_first(model):
     run(scenario, model)
 
 
+def test_time_in_which_nobody_waits_is_no_silence(model):
+    async def scenario(runtime, first, ask):
+        first.fault = "hang"
+        for _ in range(10):
+            with contextlib.suppress(DeadlineError):
+                await ask(timeout_s=0.006)
+            assert not runtime.is_degraded
+            await asyncio.sleep(1)
+        for _ in range(100):
+            with contextlib.suppress(DeadlineError):
+                await ask(timeout_s=0.006)
+        assert runtime.is_degraded
+
+    run(scenario, model)
+
+
 def test_one_model_that_fails_there_leaves_the_others_there(model):
     other = replace(model, name="other")
 

@@ -13,7 +13,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from models.errors import NotFoundError, ParityError, RankyardError, UnavailableError, WorkspaceError
+from models.errors import InputError, NotFoundError, ParityError, RankyardError, UnavailableError, WorkspaceError
 from registry import golden
 from registry.bundle import Bundle
 from registry.deployment import Published, publish
@@ -102,6 +102,13 @@ def test_both_backends_read_the_same_files(tmp_path):
     assert 'backend: "python"' in (written.previous_config or "")
     assert {name: (written.path / name).read_bytes() for name in before} == before
     assert 'backend: "onnxruntime"' in (written.path.parent / CONFIG).read_text()
+
+
+def test_settings_that_cannot_be_leave_nothing(tmp_path):
+    wrong = TritonSettings(preferred_batch_sizes=(100,), max_batch_size=64)
+    with pytest.raises(InputError, match="preferred_batch_sizes must be at most 64"):
+        write(tmp_path, "m", "1", tiny_bundle(tmp_path / "b", "intent"), wrong)
+    assert not (tmp_path / "m").exists()
 
 
 def test_a_version_of_another_model_is_never_overwritten(tmp_path):
