@@ -344,7 +344,7 @@ def _served(options: argparse.Namespace) -> ServedModel:
 
 def _lines(file: Path) -> list[str]:
     try:
-        return [line for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
+        return [line for line in file.read_text(encoding="utf-8-sig").split("\n") if line.strip()]
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"--file must be a readable file in UTF-8, got {file} ({error})") from error
 

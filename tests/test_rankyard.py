@@ -338,6 +338,14 @@ def test_a_query_of_a_megabyte_is_an_error_of_its_own_line(run: Run, tmp_path: P
     assert second["error"]["code"] == "too_large"
 
 
+def test_a_file_has_a_query_a_line_whatever_else_unicode_calls_a_line_s_end(run: Run, tmp_path: Path) -> None:
+    bundle = tiny_bundle(tmp_path / "bundles")
+    (tmp_path / "queries.txt").write_bytes("\ufeffred\u2028shoes\r\n\r\nblue\x85shirt\n".encode())
+    status, out, _ = run("predict", bundle.path, "--file", tmp_path / "queries.txt")
+    assert status == 0
+    assert [json.loads(line)["query"] for line in out.rstrip("\n").split("\n")] == ["red\u2028shoes", "blue\x85shirt"]
+
+
 def test_answers_that_nobody_reads_any_more_end_quietly(tmp_path: Path) -> None:
     bundle = tiny_bundle(tmp_path / "bundles")
     (tmp_path / "queries.txt").write_text("red shoes\n" * 3000)

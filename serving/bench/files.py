@@ -18,7 +18,7 @@ _NOT_COMPARED = ("seconds", "warmup_seconds", "seed")
 def lines(path: Path) -> list[str]:
     """Read queries, one a line; InputError without any."""
     try:
-        found = [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+        found = [line.strip() for line in path.read_text(encoding="utf-8-sig").split("\n") if line.strip()]
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"--queries must be a readable file in UTF-8, got {path} ({error})") from error
     if not found:
